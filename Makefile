@@ -1,0 +1,50 @@
+# Everything installs into .venv and runs from there; nothing but Python packages is downloaded.
+PYTHON ?= python3
+SCALE ?= paper
+OUT ?= reports/razin_cohen_2020
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help reproduce test lint bench clean
+.NOTPARALLEL:  # two pips in one environment break each other
+
+help:
+	@echo "make reproduce   the figures and claims of Razin & Cohen (2020): $(OUT)/index.html"
+	@echo "                 (SCALE=quick for a small version, OUT=DIR for another folder)"
+	@echo "make test        doctests and tests in double precision, then the tests in float32"
+	@echo "make lint        ruff, basedpyright and the import layers"
+	@echo "make bench       benchmarks"
+	@echo "make clean       remove .venv and caches; reports stay"
+
+# One stamp per extra: a second run installs nothing until these files change.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	@echo "Installing factorflow[$*] into $(VENV)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+.PRECIOUS: $(VENV)/.installed-%
+
+# The report is written, and worth reading, when a claim fails too.
+reproduce: $(VENV)/.installed-plot
+	@$(BIN)/factorflow reproduce razin_cohen_2020 --scale $(SCALE) --out $(OUT); status=$$?; \
+	if test -f $(OUT)/index.html; then echo "Report: $(abspath $(OUT))/index.html"; fi; \
+	exit $$status
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --doctest-modules src tests
+	FACTORFLOW_TEST_PRECISION=float32 $(BIN)/python -m pytest tests
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-logo
+
+# addopts is emptied because run-time type checks would be timed too.
+bench: $(VENV)/.installed-test $(VENV)/.installed-bench
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -o addopts= --benchmark-only benchmarks
+
+clean:
+	rm -rf $(VENV) .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist

@@ -1,0 +1,90 @@
+"""factorflow: what gradient flow and gradient descent over factorizations implicitly minimize.
+
+Names are loaded on first use, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from factorflow._certificate import Certificate as Certificate
+    from factorflow._dynamics import EndToEndFlow as EndToEndFlow
+    from factorflow._dynamics import GradientDescent as GradientDescent
+    from factorflow._dynamics import GradientFlow as GradientFlow
+    from factorflow._dynamics import Optimizer as Optimizer
+    from factorflow._dynamics import group_rmsprop as group_rmsprop
+    from factorflow._factorization import DeepMatrix as DeepMatrix
+    from factorflow._factorization import balanced_factors as balanced_factors
+    from factorflow._initializer import Balanced as Balanced
+    from factorflow._initializer import Gaussian as Gaussian
+    from factorflow._initializer import Identity as Identity
+    from factorflow._initializer import Orthogonal as Orthogonal
+    from factorflow._measure import Measure as Measure
+    from factorflow._measure import Snapshot as Snapshot
+    from factorflow._measure import distance_to_rank as distance_to_rank
+    from factorflow._measure import entry as entry
+    from factorflow._measure import entrywise_norm as entrywise_norm
+    from factorflow._measure import ky_fan_norm as ky_fan_norm
+    from factorflow._measure import measure as measure
+    from factorflow._measure import rank as rank
+    from factorflow._measure import schatten_norm as schatten_norm
+    from factorflow._observe import AtLosses as AtLosses
+    from factorflow._observe import AtSteps as AtSteps
+    from factorflow._observe import AtTimes as AtTimes
+    from factorflow._observe import LogSpaced as LogSpaced
+    from factorflow._observe import Stop as Stop
+    from factorflow._problem import Completion as Completion
+    from factorflow._problem import Sensing as Sensing
+    from factorflow._problem import random_low_rank_problem as random_low_rank_problem
+    from factorflow._problem import razin_cohen_problem as razin_cohen_problem
+    from factorflow._product import Dense as Dense
+    from factorflow._product import Factored as Factored
+    from factorflow._results import RESULTS as RESULTS
+    from factorflow._simulate import simulate as simulate
+    from factorflow._trajectory import Trajectory as Trajectory
+
+_HOMES = {
+    "_certificate": ("Certificate",),
+    "_dynamics": ("EndToEndFlow", "GradientDescent", "GradientFlow", "Optimizer", "group_rmsprop"),
+    "_factorization": ("DeepMatrix", "balanced_factors"),
+    "_initializer": ("Balanced", "Gaussian", "Identity", "Orthogonal"),
+    "_measure": (
+        "Measure",
+        "Snapshot",
+        "distance_to_rank",
+        "entry",
+        "entrywise_norm",
+        "ky_fan_norm",
+        "measure",
+        "rank",
+        "schatten_norm",
+    ),
+    "_observe": ("AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"),
+    "_problem": ("Completion", "Sensing", "random_low_rank_problem", "razin_cohen_problem"),
+    "_product": ("Dense", "Factored"),
+    "_results": ("RESULTS",),
+    "_simulate": ("simulate",),
+    "_trajectory": ("Trajectory",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBPACKAGES = ("experiments", "papers", "reference", "report", "drawing")
+
+__all__ = sorted([*_HOME_OF, *_SUBPACKAGES])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("factorflow")
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"factorflow.{name}")
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"factorflow.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'factorflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,95 @@
+"""The interface of a dynamics and of its state."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from factorflow._factorization import AbstractFactorization
+from factorflow._problem import AbstractProblem
+from factorflow._product import AbstractProduct
+from factorflow._results import RESULTS
+from factorflow._types import Factors, FloatScalar, IntScalar, RandomKey
+
+__all__ = ["AbstractDynamics", "AbstractState", "tree_norm"]
+
+
+class AbstractState(eqx.Module):
+    """What every state carries; dynamics add what they need.
+
+    `result` is `RESULTS.successful` until the dynamics itself cannot go on.
+    """
+
+    step: eqx.AbstractVar[IntScalar]
+    time: eqx.AbstractVar[FloatScalar]
+    loss: eqx.AbstractVar[FloatScalar]
+    result: eqx.AbstractVar[RESULTS]
+
+    @abc.abstractmethod
+    def gradient_norm(self) -> FloatScalar:
+        """Norm of what moves the state: the gradient with respect to the factors, or the field."""
+
+    @abc.abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Counters worth reporting."""
+
+
+class AbstractDynamics(eqx.Module):
+    """How factors move: discrete descent or continuous flow.
+
+    Problem and factorization are passed to every method instead of being carried in the state:
+    what does not change should not travel through the compiled loop.
+    """
+
+    # Whether times and levels can be hit exactly (a flow) or only passed (descent).
+    continuous: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def check(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+    ) -> None:
+        """Raise `ValueError` where these concrete factors cannot be followed."""
+
+    @abc.abstractmethod
+    def init(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        factors: Factors,
+        key: RandomKey,
+    ) -> Any:
+        """The state at time 0."""
+
+    @abc.abstractmethod
+    def advance(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: Any
+    ) -> Any:
+        """One step of descent, or one attempted step of an integrator."""
+
+    @abc.abstractmethod
+    def product(self, factorization: AbstractFactorization, state: Any) -> AbstractProduct: ...
+
+    @abc.abstractmethod
+    def factors(self, factorization: AbstractFactorization, state: Any) -> Factors: ...
+
+    @abc.abstractmethod
+    def locate(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: Any,
+        *,
+        time: FloatScalar | None = None,
+        loss: FloatScalar | None = None,
+    ) -> Any:
+        """The state within the last step at exactly this time or loss.
+
+        Descent has nothing between its steps and returns the state itself.
+        """
+
+
+def tree_norm(tree: Any) -> FloatScalar:
+    """Euclidean norm over all leaves."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))

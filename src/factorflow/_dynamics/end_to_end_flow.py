@@ -1,0 +1,156 @@
+"""The flow of the product itself, which balanced factors follow exactly."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._dynamics.base import AbstractDynamics
+from factorflow._dynamics.flow import FlowState, Integrator
+from factorflow._dynamics.integrators import check_tolerances, choose_integrator, with_tolerances
+from factorflow._factorization import AbstractFactorization, DeepMatrix, balanced_factors
+from factorflow._problem import AbstractProblem
+from factorflow._product import AbstractProduct, Dense
+from factorflow._types import Factors, FloatScalar, Matrix, RandomKey
+
+__all__ = ["EndToEndFlow", "end_to_end_field"]
+
+# Factors count as balanced up to this multiple of the rounding of their squares.
+_BALANCE_ULPS = 1e4
+
+
+def end_to_end_field(product: Matrix, gradient: Matrix, depth: int) -> Matrix:
+    r"""$-\sum_{j=1}^L (W W^\top)^{(L-j)/L} \, G \, (W^\top W)^{(j-1)/L}$.
+
+    In the singular bases of $W$ this multiplies $u_a^\top G v_b$ by
+    $\sum_j \sigma_a^{2(L-j)/L} \sigma_b^{2(j-1)/L}$, with $0^0 = 1$.
+    """
+    rows, columns = product.shape
+    left, values, right = jnp.linalg.svd(product, full_matrices=True)
+    left_values = jnp.zeros(rows, product.dtype).at[: values.size].set(values)
+    right_values = jnp.zeros(columns, product.dtype).at[: values.size].set(values)
+    weights = jnp.zeros((rows, columns), product.dtype)
+    for layer in range(1, depth + 1):
+        outer = _power(left_values, 2 * (depth - layer) / depth)
+        inner = _power(right_values, 2 * (layer - 1) / depth)
+        weights = weights + outer[:, None] * inner[None, :]
+    return -left @ (weights * (left.T @ gradient @ right.T)) @ right
+
+
+def _power(values, exponent: float):
+    return jnp.ones_like(values) if exponent == 0 else values**exponent
+
+
+class EndToEndFlow(AbstractDynamics):
+    r"""The end-to-end flow of a balanced deep matrix factorization.
+
+    $$\dot W = -\sum_{j=1}^{L} (W W^\top)^{\frac{L-j}{L}} \, \nabla\ell(W) \,
+      (W^\top W)^{\frac{j-1}{L}}$$
+
+    Balance holds by construction; the product's entries still round, so a vanishing singular value
+    is lost once it falls below `eps * sigma_1`.
+
+    **Arguments:** as for `GradientFlow`.
+
+    **Raises:** `ValueError` for factors that are not balanced, with their gap.
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @inproceedings{arora2018optimization,
+            author = {Arora, Sanjeev and Cohen, Nadav and Hazan, Elad},
+            title = {On the Optimization of Deep Networks: Implicit Acceleration by
+                     Overparameterization},
+            booktitle = {International Conference on Machine Learning},
+            year = {2018},
+        }
+        ```
+    """
+
+    integrator: Any = eqx.field(default=None)
+    rtol: float | None = None
+    atol: float | None = None
+
+    continuous: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_tolerances(self.rtol, self.atol)
+        choose_integrator(self.integrator)
+
+    def check(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+    ) -> None:
+        if not isinstance(factorization, DeepMatrix):
+            raise ValueError(
+                f"EndToEndFlow follows a DeepMatrix, got {type(factorization).__name__}; use "
+                "GradientFlow."
+            )
+        gaps = [float(np.linalg.norm(gap, 2)) for gap in factorization.conserved(factors)]
+        scale = max(float(np.linalg.norm(factor, 2)) ** 2 for factor in factors)
+        allowed = _BALANCE_ULPS * float(jnp.finfo(factors[0].dtype).eps) * scale
+        if gaps and max(gaps) > allowed:
+            raise ValueError(
+                f"EndToEndFlow needs balanced factors; these have a balancedness gap of "
+                f"{max(gaps):.3g} (allowed: {allowed:.3g}). Start from Balanced or "
+                "balanced_factors, or follow the factors with GradientFlow."
+            )
+        narrowest = min(factorization.widths)
+        if narrowest < min(factorization.shape):
+            raise ValueError(
+                f"EndToEndFlow needs hidden widths of {min(factorization.shape)} or more, got "
+                f"{factorization.hidden_widths}; use GradientFlow."
+            )
+
+    def init(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        factors: Factors,
+        key: RandomKey,
+    ) -> FlowState:
+        del key
+        product = factorization.compose(factors)
+        return self._integrator(problem, factorization, product).init(product)
+
+    def advance(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> FlowState:
+        return self._integrator(problem, factorization, state.y).advance(state)
+
+    def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
+        return Dense(state.y)
+
+    def factors(self, factorization: AbstractFactorization, state: FlowState) -> Factors:
+        assert isinstance(factorization, DeepMatrix)
+        return balanced_factors(factorization, state.y)
+
+    def locate(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: FlowState,
+        *,
+        time: FloatScalar | None = None,
+        loss: FloatScalar | None = None,
+    ) -> FlowState:
+        return self._integrator(problem, factorization, state.y).locate(state, time=time, loss=loss)
+
+    def _integrator(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, product: Matrix
+    ) -> Integrator:
+        assert isinstance(factorization, DeepMatrix)
+        depth = factorization.depth
+
+        def loss(y: Matrix) -> FloatScalar:
+            return problem.loss(Dense(y))
+
+        def field(y: Matrix) -> Matrix:
+            return end_to_end_field(y, jax.grad(loss)(y), depth)
+
+        # Explicit by default: an implicit method would differentiate the SVD, which is singular
+        # where singular values meet (at any multiple of the identity, for one).
+        solver = choose_integrator(self.integrator or "Tsit5")
+        solver, controller = with_tolerances(solver, self.rtol, self.atol, product.dtype)
+        return Integrator(field, loss, solver, controller, None)

@@ -1,0 +1,237 @@
+"""Following an ordinary differential equation one attempted step at a time.
+
+`diffrax.diffeqsolve` owns its loop; here the loop belongs to `simulate`, which needs to stop at
+loss levels, lane by lane. This module therefore drives diffrax's solvers and step-size controllers
+through their public stepping interface.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from factorflow._dynamics.base import AbstractState, tree_norm
+from factorflow._results import RESULTS
+from factorflow._types import FloatScalar, IntScalar
+
+__all__ = ["FlowState", "Integrator"]
+
+# Newton on the logarithm of the loss within one step converges quadratically; bisection guards it.
+_LOCATE_ITERATIONS = 40
+
+
+class FlowState(AbstractState):
+    """Position `y` and everything needed to go on, or to step again from the step before."""
+
+    step: IntScalar
+    time: FloatScalar
+    loss: FloatScalar
+    result: RESULTS
+    y: Any
+    rejected: IntScalar
+    next_time: FloatScalar
+    previous_time: FloatScalar
+    previous_loss: FloatScalar
+    previous_y: Any
+    made_jump: jax.Array
+    solver_state: Any
+    controller_state: Any
+    field_norm: FloatScalar
+
+    def gradient_norm(self) -> FloatScalar:
+        return self.field_norm
+
+    def stats(self) -> dict[str, Any]:
+        stats = {"num_steps": self.step, "num_rejected": self.rejected}
+        # Only solvers whose cost varies from step to step count for themselves.
+        counted = getattr(self.solver_state, "num_evaluations", None)
+        return stats if counted is None else {**stats, "num_gradients": counted}
+
+
+class Integrator(eqx.Module):
+    """A vector field, a loss along it, a diffrax solver and a step-size controller."""
+
+    field: Callable[[Any], Any]
+    loss: Callable[[Any], FloatScalar]
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    dt0: FloatScalar | None
+
+    def init(self, y: Any) -> FlowState:
+        """The state at time 0."""
+        loss = self.loss(y)
+        zero = jnp.zeros_like(loss)
+        terms, horizon = self._terms(), jnp.full_like(loss, jnp.inf)
+        order = self.solver.error_order(terms)
+        dt0 = self._first_step(y, loss) if self.dt0 is None else self.dt0
+        next_time, controller_state = self.controller.init(
+            terms, zero, horizon, y, dt0, None, self.solver.func, order
+        )
+        return FlowState(
+            step=jnp.zeros((), jnp.int32),
+            time=zero,
+            loss=loss,
+            result=RESULTS.successful,
+            y=y,
+            rejected=jnp.zeros((), jnp.int32),
+            next_time=next_time,
+            previous_time=zero,
+            previous_loss=loss,
+            previous_y=y,
+            made_jump=jnp.asarray(False),
+            solver_state=self.solver.init(terms, zero, next_time, y, None),
+            controller_state=controller_state,
+            field_norm=tree_norm(self.field(y)),
+        )
+
+    def advance(self, state: FlowState) -> FlowState:
+        """One attempted step; a rejected one changes only the next step's size."""
+        terms = self._terms()
+        y, error, _, solver_state, solver_result = self.solver.step(
+            terms,
+            state.time,
+            state.next_time,
+            state.y,
+            None,
+            state.solver_state,
+            state.made_jump,
+        )
+        keep, time, next_time, made_jump, controller_state, controller_result = (
+            self.controller.adapt_step_size(
+                state.time,
+                state.next_time,
+                state.y,
+                y,
+                None,
+                error,
+                self.solver.error_order(terms),
+                state.controller_state,
+            )
+        )
+
+        # A solver that failed inside a step (Newton diverged) has left an infinite error, which the
+        # controller rejects; only a step that cannot shrink any further ends the run.
+        result = RESULTS.promote(controller_result)
+        result = RESULTS.where(keep, _worse(result, RESULTS.promote(solver_result)), result)
+        stuck = next_time <= time
+        result = RESULTS.where(stuck, RESULTS.step_size_underflow, result)
+
+        def choose(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+
+        y = choose(y, state.y)
+        return FlowState(
+            step=state.step + keep.astype(jnp.int32),
+            time=time,
+            loss=jnp.where(keep, self.loss(y), state.loss),
+            result=_worse(state.result, result),
+            y=y,
+            rejected=state.rejected + (~keep).astype(jnp.int32),
+            next_time=next_time,
+            previous_time=jnp.where(keep, state.time, state.previous_time),
+            previous_loss=jnp.where(keep, state.loss, state.previous_loss),
+            previous_y=choose(state.y, state.previous_y),
+            made_jump=made_jump,
+            solver_state=choose(solver_state, state.solver_state),
+            controller_state=controller_state,
+            field_norm=jnp.where(keep, tree_norm(self.field(y)), state.field_norm),
+        )
+
+    def locate(
+        self, state: FlowState, *, time: FloatScalar | None, loss: FloatScalar | None
+    ) -> FlowState:
+        """The state within the last step at exactly this time or loss."""
+        if time is not None:
+            return self.at_time(state, time)
+        return self.at_loss(state, loss) if loss is not None else state
+
+    def at_time(self, state: FlowState, time: FloatScalar) -> FlowState:
+        """The state at a time within the last step, by stepping again: full order, no dense output."""
+        time = jnp.clip(time, state.previous_time, state.time)
+        y = self._restep(state, time)
+        return self._moved(state, time, y, self.loss(y))
+
+    def at_loss(self, state: FlowState, level: FloatScalar) -> FlowState:
+        """The state within the last step where the loss equals `level`, to rounding.
+
+        The loss is solved for, not interpolated: a row at a level is as accurate as the steps.
+        """
+        # A level that was not reached has no place in this step: the end of the step stands in.
+        level = jnp.maximum(level, state.loss)
+        log_level = jnp.log(level)
+        tolerance = 4 * jnp.finfo(level.dtype).eps
+        span = state.time - state.previous_time
+        drop = jnp.log(state.previous_loss) - jnp.log(state.loss)
+        share = (jnp.log(state.previous_loss) - log_level) / jnp.where(drop > 0, drop, 1)
+        guess = state.previous_time + jnp.clip(share, 0, 1) * span
+
+        def distance(loss):
+            return jnp.log(loss) - log_level
+
+        def unfinished(carry):
+            iteration, _, _, _, loss, low, high = carry
+            near = jnp.abs(distance(loss)) <= tolerance
+            narrow = high - low <= 2 * jnp.finfo(low.dtype).eps * jnp.abs(high)
+            return (iteration < _LOCATE_ITERATIONS) & ~near & ~narrow
+
+        def improve(carry):
+            iteration, time, _, _, _, low, high = carry
+            y = self._restep(state, time)
+            loss, slope = jax.jvp(self.loss, (y,), (self.field(y),))
+            above = loss > level
+            low, high = jnp.where(above, time, low), jnp.where(above, high, time)
+            newton = time - distance(loss) * loss / slope
+            inside = (newton > low) & (newton < high)
+            following = jnp.where(inside, newton, (low + high) / 2)
+            return iteration + 1, following, time, y, loss, low, high
+
+        start = (
+            jnp.zeros((), jnp.int32),
+            guess,
+            state.time,
+            state.y,
+            jnp.full_like(level, jnp.inf),
+            state.previous_time,
+            state.time,
+        )
+        _, _, time, y, loss, _, _ = lax.while_loop(unfinished, improve, start)
+        # A level at or above the loss before the step is the state before the step.
+        early = level >= state.previous_loss
+        time = jnp.where(early, state.previous_time, time)
+        loss = jnp.where(early, state.previous_loss, loss)
+        y = jax.tree.map(lambda a, b: jnp.where(early, a, b), state.previous_y, y)
+        return self._moved(state, time, y, loss)
+
+    def _restep(self, state: FlowState, time: FloatScalar) -> Any:
+        # `made_jump` makes solvers recompute what they would otherwise reuse from the step before.
+        y, *_ = self.solver.step(
+            self._terms(),
+            state.previous_time,
+            time,
+            state.previous_y,
+            None,
+            state.solver_state,
+            jnp.asarray(True),
+        )
+        unmoved = time <= state.previous_time
+        return jax.tree.map(lambda a, b: jnp.where(unmoved, a, b), state.previous_y, y)
+
+    def _moved(self, state: FlowState, time: FloatScalar, y: Any, loss: FloatScalar) -> FlowState:
+        return eqx.tree_at(lambda s: (s.time, s.y, s.loss), state, (time, y, loss))
+
+    def _terms(self) -> diffrax.ODETerm:
+        return diffrax.ODETerm(lambda t, y, args: self.field(y))
+
+    def _first_step(self, y: Any, loss: FloatScalar) -> FloatScalar:
+        # A hundredth of the time in which the field would move the state by its own size; the
+        # controller corrects it at once.
+        size, speed = tree_norm(y), tree_norm(self.field(y))
+        return (0.01 * size / jnp.where(speed > 0, speed, 1)).astype(loss.dtype)
+
+
+def _worse(first: RESULTS, second: RESULTS) -> RESULTS:
+    return RESULTS.where(first == RESULTS.successful, second, first)

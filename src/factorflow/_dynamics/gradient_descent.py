@@ -1,0 +1,184 @@
+"""Gradient descent, plain or through any optax transformation."""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm
+from factorflow._dynamics.optimizers import Optimizer, effective_step_size
+from factorflow._factorization import AbstractFactorization
+from factorflow._problem import AbstractProblem
+from factorflow._product import AbstractProduct, Factored
+from factorflow._results import RESULTS
+from factorflow._types import Factors, FloatScalar, IntScalar, RandomKey
+
+__all__ = ["GradientDescent"]
+
+
+class _DescentState(AbstractState):
+    step: IntScalar
+    time: FloatScalar
+    loss: FloatScalar
+    result: RESULTS
+    # Position, and the gradient there: one evaluation per step serves loss, limits and update.
+    factors: Factors
+    gradient: Factors
+    optimizer_state: Any
+    key: RandomKey | None
+
+    def gradient_norm(self) -> FloatScalar:
+        return tree_norm(self.gradient)
+
+    def stats(self) -> dict[str, Any]:
+        return {"num_steps": self.step, "num_gradients": self.step + 1}
+
+
+class GradientDescent(AbstractDynamics):
+    r"""Gradient descent on the factors, $\theta_{t+1} = \theta_t - \eta \nabla\ell(\theta_t)$.
+
+    **Arguments:**
+
+    - `optimizer`: a learning rate $\eta > 0$, an `Optimizer` (an optax transformation by name), or
+        any optax transformation.
+    - `batch_size`: number of observations drawn without replacement for each step, or `None` for
+        all of them.
+    - `label_noise`: standard deviation of Gaussian noise added to the observed values, drawn anew
+        for each step, or `None`.
+
+    `time` accumulates the effective step size: $\eta$ per step, the global step of
+    `group_rmsprop`, NaN for optimizers without a scalar step. The recorded loss is always that of
+    all observations, without noise.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> problem, fz = ff.razin_cohen_problem(), ff.DeepMatrix((2, 2), depth=2)
+        >>> trajectory = ff.simulate(
+        ...     problem, fz, ff.GradientDescent(1e-2), ff.Identity(product_scale=1e-2)(fz),
+        ...     observe=ff.AtLosses([1e-1]), stop=ff.Stop(loss=1e-1), measures=["entry[0,0]"])
+        >>> bool(trajectory.reached[0])
+        True
+
+        ```
+    """
+
+    optimizer: Any
+    batch_size: int | None = eqx.field(static=True, default=None)
+    label_noise: float | None = None
+
+    continuous: ClassVar[bool] = False
+
+    def __check_init__(self):
+        rate = self.optimizer
+        if isinstance(rate, int | float) and not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"The learning rate must be positive and finite, got {rate}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}.")
+        noise = self.label_noise
+        if isinstance(noise, int | float) and not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"label_noise must be finite and not negative, got {noise}.")
+
+    def check(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+    ) -> None:
+        count = getattr(problem, "values", jnp.zeros(0)).shape[-1]
+        if self.batch_size is not None and self.batch_size > count:
+            raise ValueError(
+                f"batch_size={self.batch_size} exceeds the {count} observations of the problem."
+            )
+
+    def init(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        factors: Factors,
+        key: RandomKey,
+    ) -> _DescentState:
+        loss, gradient = _loss_and_gradient(problem, factorization, factors)
+        return _DescentState(
+            step=jnp.zeros((), jnp.int32),
+            time=jnp.zeros_like(loss),
+            loss=loss,
+            result=RESULTS.successful,
+            factors=factors,
+            gradient=gradient,
+            optimizer_state=None if self._plain else self._transformation().init(factors),
+            key=key if self._stochastic else None,
+        )
+
+    def advance(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _DescentState,
+    ) -> _DescentState:
+        key, gradient = state.key, state.gradient
+        if self._stochastic:
+            key, sample_key = jax.random.split(state.key)
+            sampled = problem.resample(
+                sample_key, batch_size=self.batch_size, label_noise=self.label_noise
+            )
+            _, gradient = _loss_and_gradient(sampled, factorization, state.factors)
+        if self._plain:
+            optimizer_state, step_size = None, self.optimizer
+            factors = jax.tree.map(lambda w, g: w - step_size * g, state.factors, gradient)
+        else:
+            updates, optimizer_state = self._transformation().update(
+                gradient, state.optimizer_state, state.factors
+            )
+            factors = optax.apply_updates(state.factors, updates)
+            step_size = effective_step_size(optimizer_state, state.time.dtype)
+        loss, gradient = _loss_and_gradient(problem, factorization, factors)
+        return _DescentState(
+            step=state.step + 1,
+            time=state.time + step_size,
+            loss=loss,
+            result=state.result,
+            factors=factors,
+            gradient=gradient,
+            optimizer_state=optimizer_state,
+            key=key,
+        )
+
+    def product(
+        self, factorization: AbstractFactorization, state: _DescentState
+    ) -> AbstractProduct:
+        return Factored(factorization, state.factors)
+
+    def factors(self, factorization: AbstractFactorization, state: _DescentState) -> Factors:
+        return state.factors
+
+    def locate(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _DescentState,
+        *,
+        time: FloatScalar | None = None,
+        loss: FloatScalar | None = None,
+    ) -> _DescentState:
+        return state
+
+    @property
+    def _plain(self) -> bool:
+        return not isinstance(self.optimizer, Optimizer | optax.GradientTransformation)
+
+    @property
+    def _stochastic(self) -> bool:
+        return self.batch_size is not None or self.label_noise is not None
+
+    def _transformation(self) -> optax.GradientTransformation:
+        if isinstance(self.optimizer, Optimizer):
+            return self.optimizer.build()
+        return self.optimizer
+
+
+def _loss_and_gradient(
+    problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+) -> tuple[FloatScalar, Factors]:
+    return jax.value_and_grad(lambda f: problem.loss(Factored(factorization, f)))(factors)

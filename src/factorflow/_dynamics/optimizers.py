@@ -1,0 +1,135 @@
+"""Optimizers: optax transformations by name, and the papers' own."""
+
+import inspect
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from factorflow._problem.observations import named
+from factorflow._types import FloatScalar
+
+__all__ = ["OPTIMIZERS", "GroupRmspropState", "Optimizer", "group_rmsprop"]
+
+
+class GroupRmspropState(NamedTuple):
+    """`step_size` is the effective step size that the last update used."""
+
+    count: jax.Array
+    mean_square: jax.Array
+    step_size: jax.Array
+
+
+def group_rmsprop(
+    learning_rate: float, decay: float = 0.99, eps: float = 1e-6
+) -> optax.GradientTransformation:
+    r"""One global step size from the running mean of the squared gradient norm.
+
+    $$v_t = \beta v_{t-1} + (1-\beta) \|g_t\|^2, \qquad
+      \theta_{t+1} = \theta_t - \frac{\eta}{\sqrt{v_t / (1-\beta^t)} + \varepsilon} g_t$$
+
+    All factors share the step, so the path is that of gradient descent with an adaptive rate.
+
+    **Arguments:**
+
+    - `learning_rate`: $\eta > 0$.
+    - `decay`: $\beta$ in [0, 1).
+    - `eps`: $\varepsilon \ge 0$, added to the root. It bounds the step on plateaus, where the
+        gradient is tiny: 1e-6 is the papers' value, 1e-9 leaves plateaus sooner.
+
+    **Returns:** an optax `GradientTransformation`.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> dynamics = ff.GradientDescent(ff.group_rmsprop(1e-2))
+
+        ```
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @inproceedings{razin2020implicit,
+            author = {Razin, Noam and Cohen, Nadav},
+            title = {Implicit Regularization in Deep Learning May Not Be Explainable by Norms},
+            booktitle = {Advances in Neural Information Processing Systems},
+            year = {2020},
+        }
+        ```
+    """
+
+    def init(params):
+        dtype = jax.tree.leaves(params)[0].dtype
+        zero = jnp.zeros((), dtype)
+        return GroupRmspropState(jnp.zeros((), jnp.int32), zero, zero)
+
+    def update(updates, state, params=None):
+        del params
+        dtype = state.mean_square.dtype
+        beta, rate, floor = (jnp.asarray(x, dtype) for x in (decay, learning_rate, eps))
+        count = state.count + 1
+        square = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(updates))
+        mean_square = beta * state.mean_square + (1 - beta) * square
+        unbiased = mean_square / (1 - beta ** count.astype(dtype))
+        step_size = rate / (jnp.sqrt(unbiased) + floor)
+        updates = jax.tree.map(lambda leaf: -step_size * leaf, updates)
+        return updates, GroupRmspropState(count, mean_square, step_size)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _momentum(learning_rate, decay=0.9, nesterov=False):
+    return optax.sgd(learning_rate, momentum=decay, nesterov=nesterov)
+
+
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adagrad": optax.adagrad,
+    "group_rmsprop": group_rmsprop,
+    "momentum": _momentum,
+    "rmsprop": optax.rmsprop,
+}
+
+
+class Optimizer(eqx.Module):
+    """An optax transformation by name and numbers, so that experiments can be stored and batched.
+
+    **Arguments:**
+
+    - `name`: one of `OPTIMIZERS`: `"adam"`, `"adagrad"`, `"group_rmsprop"`, `"momentum"`,
+        `"rmsprop"`.
+    - `parameters`: its numeric arguments by keyword, e.g. `{"learning_rate": 1e-3}`. They are
+        traced: a sweep over them compiles once.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> adam = ff.Optimizer("adam", {"learning_rate": 1e-3})
+        >>> dynamics = ff.GradientDescent(adam)
+
+        ```
+    """
+
+    name: str = eqx.field(static=True)
+    parameters: dict[str, float]
+
+    def __check_init__(self):
+        named("optimizer", self.name, OPTIMIZERS)
+        known = inspect.signature(OPTIMIZERS[self.name]).parameters
+        for parameter in self.parameters:
+            named(f"parameter of {self.name}", parameter, known)
+
+    def build(self) -> optax.GradientTransformation:
+        """The transformation; called inside the trace, where parameters are arrays."""
+        return OPTIMIZERS[self.name](**self.parameters)
+
+
+def effective_step_size(optimizer_state: Any, dtype) -> FloatScalar:
+    """The scalar step that the last update took, or NaN where it was no scalar."""
+    if isinstance(optimizer_state, GroupRmspropState):
+        return optimizer_state.step_size
+    return jnp.full((), jnp.nan, dtype)

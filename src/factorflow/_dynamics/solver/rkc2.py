@@ -1,0 +1,286 @@
+"""Second-order Runge-Kutta-Chebyshev: an explicit method for stiff problems with a real spectrum.
+
+Gradient flow has a symmetric Jacobian, so all its stiffness lies on the negative real axis, where
+$s$ stages of this method are stable for $h \\rho \\lesssim 0.65 s^2$: the cost of a step grows with
+the square root of the stiffness, and no linear system is ever formed.
+"""
+
+from functools import partial
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+__all__ = ["RKC2"]
+
+_Scalar = float | int | Array | np.ndarray | np.generic
+
+# The damping of Sommeijer, Shampine and Verwer: inside the stability interval every stiff mode
+# shrinks by 5% or more per step, at the price of 2% of the interval.
+_DAMPING = 2 / 13
+# s stages are stable for h * rho <= (s^2 - 1) / 1.54: a lower bound of the interval for every s.
+_INTERVAL = 1.54
+# The first power iteration has no warm start. 32 products cost less than a handful of steps.
+_COLD_ITERATIONS = 32
+# A Jacobian-vector product computes the gradient as well: it is charged as two gradients.
+_JVP_COST = 2
+
+
+class _RKC2State(eqx.Module):
+    derivative: Float[Array, " n"]  # the last evaluation of one step is the first of the next
+    eigenvector: Float[Array, " n"]  # where the next power iteration starts
+    spectral_radius: Float[Array, ""]
+    age: Int[Array, ""]  # steps since it was estimated
+    previous_step: Float[Array, ""]
+    num_evaluations: Int[Array, ""]  # cost so far, in gradients
+
+
+class RKC2(dfx.AbstractAdaptiveSolver):
+    r"""Second-order Runge-Kutta-Chebyshev method, matrix-free, for gradient flow and diffusion.
+
+    A step of $s$ stages multiplies the mode of an eigenvalue $\lambda = z / h$ of the Jacobian by
+
+    $$P_s(z) = 1 - b_s T_s(w_0) + b_s T_s(w_0 + w_1 z), \quad
+    w_0 = 1 + \frac{2}{13 s^2}, \quad
+    w_1 = \frac{T_s'(w_0)}{T_s''(w_0)}, \quad
+    b_s = \frac{T_s''(w_0)}{T_s'(w_0)^2},$$
+
+    with the Chebyshev polynomial $T_s$: $P_s(z) = 1 + z + z^2 / 2 + O(z^3)$, and $|P_s| < 1$ for
+    $-(s^2 - 1) / 1.54 \le z < 0$. Each step takes the smallest $s$ that is stable for the spectral
+    radius $\rho$ of the Jacobian, found by power iteration on `jax.jvp`. The local error estimate
+    is $\frac{4}{5} (y_0 - y_1) + \frac{2}{5} h (f_0 + f_1) = O(h^3)$; dense output is cubic Hermite.
+
+    A step that needs more than `max_stages` is refused before it costs a stage. It returns
+    `y1 = y0` and `y_error = inf`, so that an adaptive controller shrinks it, and the result
+    `RESULTS.dt_min_reached`, so that a controller that keeps the step regardless ends the solve
+    instead of silently standing still (`diffrax` reads the result of kept steps only).
+
+    `diffrax` drops the solver state of a rejected step. The solver recognises a rejection by a step
+    shorter than the last accepted one; its `num_evaluations` cannot include it. It can be
+    differentiated in forward mode only, because the number of stages depends on the data.
+
+    **Arguments:**
+
+    - `max_stages`: bounds the cost of a rejected step. The default allows $h \rho \le 5 \cdot 10^5$.
+    - `safety`: factor on the spectral radius, which power iteration approaches from below.
+    - `refresh_every`: accepted steps between two estimates of the spectral radius, which is also
+      estimated anew after a rejected step and after a jump.
+    - `power_iterations`: Jacobian-vector products per estimate (the first one takes 32).
+
+    !!! example
+
+        ```python
+        >>> import diffrax, jax.numpy as jnp
+        >>> from factorflow._dynamics.solver import RKC2
+        >>> term = diffrax.ODETerm(lambda t, y, args: -jnp.array([1.0, 1e4]) * y)
+        >>> controller = diffrax.PIDController(rtol=1e-5, atol=1e-8)
+        >>> solution = diffrax.diffeqsolve(
+        ...     term, RKC2(), 0.0, 1.0, None, jnp.ones(2), stepsize_controller=controller
+        ... )
+        >>> print(solution.ys[0, 0].round(3))
+        0.368
+
+        ```
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @article{sommeijer1998rkc,
+          title={{RKC}: An explicit solver for parabolic {PDE}s},
+          author={Sommeijer, B. P. and Shampine, L. F. and Verwer, J. G.},
+          journal={Journal of Computational and Applied Mathematics},
+          volume={88},
+          number={2},
+          pages={315--326},
+          year={1998},
+          doi={10.1016/S0377-0427(97)00219-7}
+        }
+        ```
+    """
+
+    max_stages: int = eqx.field(default=1000, static=True)
+    safety: float = 1.2
+    refresh_every: int = 20
+    power_iterations: int = 3
+
+    term_structure: ClassVar = dfx.ODETerm
+    interpolation_cls: ClassVar = dfx.ThirdOrderHermitePolynomialInterpolation
+
+    def __check_init__(self):
+        if self.max_stages < 2:
+            raise ValueError(f"`max_stages` must be at least 2, got {self.max_stages}.")
+
+    def order(self, terms: dfx.AbstractTerm) -> int:
+        return 2
+
+    def error_order(self, terms: dfx.AbstractTerm) -> int:
+        # The estimate is of the error of the second-order result itself, not of an embedded
+        # first-order one as diffrax's default assumes.
+        return 3
+
+    def func(self, terms: dfx.AbstractTerm, t0: _Scalar, y0: PyTree, args: Any) -> PyTree:
+        return terms.vf(t0, y0, args)
+
+    def init(
+        self, terms: dfx.AbstractTerm, t0: _Scalar, t1: _Scalar, y0: PyTree, args: Any
+    ) -> _RKC2State:
+        for leaf in jax.tree.leaves(y0):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise ValueError(f"`RKC2` needs real arrays, got {jnp.result_type(leaf)}.")
+        y, field, _ = _flat(terms, y0, args)
+        derivative = field(t0, y)
+        guess = _scrambled(y), jnp.zeros((), y.dtype)
+        eigenvector, radius = _power_iteration(
+            partial(field, t0), y, derivative, guess, _COLD_ITERATIONS
+        )
+        return _RKC2State(
+            derivative=derivative,
+            eigenvector=eigenvector,
+            spectral_radius=radius,
+            age=jnp.zeros((), jnp.int32),
+            previous_step=jnp.abs(jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)),
+            num_evaluations=jnp.asarray(1 + _JVP_COST * _COLD_ITERATIONS, jnp.int32),
+        )
+
+    def step(
+        self,
+        terms: dfx.AbstractTerm,
+        t0: _Scalar,
+        t1: _Scalar,
+        y0: PyTree,
+        args: Any,
+        solver_state: _RKC2State,
+        made_jump: _Scalar,
+    ) -> tuple[PyTree, PyTree, dict[str, PyTree], _RKC2State, dfx.RESULTS]:
+        y, field, restore = _flat(terms, y0, args)
+        # Signed: diffrax integrates backwards in time by negating the control.
+        h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
+        f0, jumped = solver_state.derivative, jnp.asarray(made_jump)
+        if made_jump is not False:
+            # A loop of length 0 or 1 and not a `lax.cond`, which under `vmap` pays for both sides.
+            _, f0 = lax.while_loop(
+                lambda carry: carry[0], lambda _: (jnp.asarray(False), field(t0, y)), (jumped, f0)
+            )
+
+        # diffrax's controllers do not shrink the step after accepting one, so a shorter step means
+        # that one was rejected (or clipped, where a new estimate does no harm). A rejection takes
+        # off 10% or more; 5% keeps the rounding of t1 - t0 from looking like one.
+        shrunk = jnp.abs(h) < 0.95 * solver_state.previous_step
+        refresh = jumped | shrunk | (solver_state.age >= self.refresh_every)
+        iterations = jnp.where(refresh, self.power_iterations, 0).astype(jnp.int32)
+        guess = solver_state.eigenvector, solver_state.spectral_radius
+        eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, iterations)
+        needed = jnp.ceil(jnp.sqrt(1 + _INTERVAL * self.safety * jnp.abs(h) * radius))
+        refused = ~(needed <= self.max_stages)  # also if the spectral radius is not finite
+        stages = jnp.where(refused, 0, jnp.maximum(needed, 2)).astype(jnp.int32)
+        y1, f1 = _chebyshev_stages(field, t0, t1, y, f0, h, stages)
+
+        error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)
+        # Not finite: the step was unstable, because the spectral radius has outgrown its estimate.
+        error = jnp.where(refused | ~jnp.isfinite(error), jnp.inf, error)
+        y1 = restore(y1)
+        dense_info = dict(y0=y0, y1=y1, k0=restore(h * f0), k1=restore(h * f1))
+        cost = stages + _JVP_COST * iterations + jumped.astype(jnp.int32)
+        state = _RKC2State(
+            derivative=f1,
+            eigenvector=eigenvector,
+            spectral_radius=radius,
+            age=jnp.where(refresh, 0, solver_state.age) + 1,
+            previous_step=jnp.abs(h),
+            num_evaluations=solver_state.num_evaluations + cost,
+        )
+        result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
+        return y1, restore(error), dense_info, state, result
+
+
+def _chebyshev_stages(field, t0, t1, y0, f0, h, stages):
+    """The new state and its derivative; without any evaluation `y0` and `f0` if `stages` is 0."""
+    s = jnp.maximum(stages, 2).astype(h.dtype)
+    excess = _DAMPING / s**2
+    w0 = 1 + excess
+    # T_s' / T_s'' at w0 = cosh(theta), from T_s = cosh(s theta).
+    sinh_squared = excess * (2 + excess)
+    angle = s * jnp.log1p(excess + jnp.sqrt(sinh_squared))
+    slope = s * jnp.sinh(angle) / jnp.sqrt(sinh_squared)
+    w1 = slope * sinh_squared / (s**2 * jnp.cosh(angle) - w0 * slope)
+    b_start = 1 / (4 * w0**2)
+    time_dtype = jnp.result_type(t0, t1, float)
+    t0, t1 = jnp.asarray(t0, time_dtype), jnp.asarray(t1, time_dtype)
+
+    def body(carry):
+        j, chebyshev, increments, b_before, b_last, z_before, z_last, _, f = carry
+        first = j == 1
+        value, slope, bend = chebyshev
+        b = jnp.where(first, b_start, bend / slope**2)
+        mu, nu = 2 * b * w0 / b_last, -b / b_before
+        mu_tilde = jnp.where(first, b * w1, 2 * b * w1 / b_last)
+        gamma_tilde = jnp.where(first, 0, -(1 - b_last * (value - increments[0])) * mu_tilde)
+        # A stage is kept as an increment on y0: the recurrence amplifies rounding errors, which
+        # then are relative to the increment and not to the state.
+        z = mu * z_last + nu * z_before + h * (mu_tilde * f + gamma_tilde * f0)
+        share = w1 * jnp.where(first, b_start, bend / slope)  # of the step, in time; 1 at the end
+        y = y0 + z
+        f = field(t0 + share.astype(time_dtype) * (t1 - t0), y)
+        # T_{j+1} = 2 w0 T_j - T_{j-1} and its derivatives, written for increments so that only
+        # positive numbers are added: w0 is nearly 1, and the differences would cancel.
+        forcing = jnp.stack([jnp.zeros_like(value), 2 * value, 4 * slope])
+        increments = increments + 2 * excess * chebyshev + forcing
+        return j + 1, chebyshev + increments, increments, b_last, b, z_last, z, y, f
+
+    # T_1 with its two derivatives, and what they have grown by since T_0.
+    one, zero, z = jnp.ones_like(h), jnp.zeros_like(h), jnp.zeros_like(y0)
+    chebyshev, increments = jnp.stack([w0, one, zero]), jnp.stack([excess, one, zero])
+    start = (jnp.ones_like(stages), chebyshev, increments, b_start, b_start, z, z, y0, f0)
+    *_, y1, f1 = lax.while_loop(lambda carry: carry[0] <= stages, body, start)
+    return y1, f1
+
+
+def _power_iteration(field, y, derivative, guess, iterations):
+    """Refines the leading eigenvector of the Jacobian and the spectral radius."""
+    vector, radius = guess
+    # The derivative joins the start because there a mode shows that has just become the stiffest:
+    # in the old eigenvector it may be lost, down to the last bit.
+    vector = jnp.where(iterations > 0, _unit(vector + _unit(derivative)), vector)
+
+    def body(carry):
+        i, vector, _ = carry
+        image = jax.jvp(field, (y,), (vector,))[1]
+        radius = jnp.linalg.norm(image)
+        usable = (radius > 0) & jnp.isfinite(radius)
+        vector = jnp.where(usable, image / jnp.where(usable, radius, 1), vector)
+        return i + 1, vector, lax.stop_gradient(radius)
+
+    start = (jnp.zeros((), jnp.int32), vector, radius)
+    return lax.while_loop(lambda carry: carry[0] < iterations, body, start)[1:]
+
+
+def _unit(vector):
+    # Scaled first, because the square of a small gradient underflows in single precision.
+    tiny = jnp.finfo(vector.dtype).tiny
+    vector = vector / jnp.maximum(jnp.max(jnp.abs(vector), initial=0), tiny)
+    return vector / jnp.maximum(jnp.linalg.norm(vector), tiny)
+
+
+def _scrambled(y):
+    """A fixed direction that shares no symmetry with the problem: a hash of each position."""
+    bits = jnp.arange(1, y.size + 1, dtype=jnp.uint32)
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(multiplier)
+    return _unit(bits.astype(y.dtype) / 2.0**32 - 0.5)
+
+
+def _flat(terms, y0, args):
+    """The state as one vector in its widest dtype, the vector field on it, and the way back."""
+
+    def ravel(tree):
+        with jax.numpy_dtype_promotion("standard"):
+            return ravel_pytree(tree)
+
+    y, restore = ravel(y0)
+    return y, lambda t, v: ravel(terms.vf(t, restore(v), args))[0], restore

@@ -1,0 +1,5 @@
+"""Factorizations: how factors compose into a product."""
+
+from factorflow._factorization.base import AbstractFactorization as AbstractFactorization
+from factorflow._factorization.deep_matrix import DeepMatrix as DeepMatrix
+from factorflow._factorization.deep_matrix import balanced_factors as balanced_factors

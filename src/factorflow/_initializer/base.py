@@ -1,0 +1,94 @@
+"""The interface of an initializer, and the rules of scale and determinant that all follow."""
+
+import abc
+import math
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._factorization import AbstractFactorization, DeepMatrix
+from factorflow._product import log_determinant
+from factorflow._types import Factors, RandomKey
+
+__all__ = ["AbstractInitializer", "Sign", "check_scales", "factor_scale_for", "with_determinant"]
+
+Sign = Literal["positive", "negative"]
+
+
+class AbstractInitializer(eqx.Module):
+    """Draws factors for a factorization: `initializer(factorization, key) -> factors`.
+
+    To add one, subclass, implement `__call__`, and give it a row in the initializer tests.
+    """
+
+    @abc.abstractmethod
+    def __call__(
+        self, factorization: AbstractFactorization, key: RandomKey | None = None
+    ) -> Factors:
+        """Factors in the shapes of `factorization`."""
+
+
+def check_scales(**scales: float | None) -> None:
+    """Exactly one scale, positive and finite; the keyword's name says which it is."""
+    given = {name: scale for name, scale in scales.items() if scale is not None}
+    names = " or ".join(f"{name}=" for name in scales)
+    if len(given) != 1:
+        raise ValueError(f"Give exactly one of {names}, got {sorted(given) or 'none'}.")
+    for name, scale in given.items():
+        if not isinstance(scale, int | float | np.number):
+            continue  # traced: checked when it was concrete
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(
+                f"{name} must be positive and finite, got {scale}. At scale 0 every factor of a deep "
+                "factorization starts on a stationary point and never moves."
+            )
+
+
+def factor_scale_for(factorization: AbstractFactorization, product_scale: float) -> float:
+    r"""Per-factor standard deviation that gives the product's entries `product_scale`.
+
+    For a deep matrix with Gaussian factors the entries of the product have standard deviation
+    $\text{factor\_scale}^L \sqrt{\prod_l h_l}$, $h_l$ the hidden widths.
+    """
+    if not isinstance(factorization, DeepMatrix):
+        raise ValueError(
+            f"product_scale is not defined for {type(factorization).__name__}; give factor_scale=."
+        )
+    paths = math.sqrt(math.prod(factorization.hidden_widths))
+    return (product_scale / paths) ** (1 / factorization.depth)
+
+
+def with_determinant(
+    factorization: AbstractFactorization, factors: Factors, determinant: Sign | None
+) -> Factors:
+    """The factors, with one output row negated where the determinant has the other sign.
+
+    A single reflection keeps balancedness, norms and symmetric distributions, and needs no
+    rejection loop.
+    """
+    if determinant is None:
+        return factors
+    check_determinant(determinant)
+    if not isinstance(factorization, DeepMatrix) or len(set(factorization.shape)) != 1:
+        raise ValueError(
+            f"determinant={determinant!r} needs a square matrix, got shape {factorization.shape}."
+        )
+    if min(factorization.widths) < factorization.shape[0]:
+        raise ValueError(
+            f"determinant={determinant!r} cannot be honoured: hidden widths {factorization.hidden_widths} "
+            f"below {factorization.shape[0]} make every product singular."
+        )
+    sign, _ = log_determinant(tuple(factors))
+    wanted = 1.0 if determinant == "positive" else -1.0
+    flip = jnp.where(sign * wanted < 0, -1.0, 1.0).astype(sign.dtype)
+    *inner, last = factors
+    return (*inner, last.at[0].multiply(flip))
+
+
+def check_determinant(determinant: Sign | None) -> None:
+    if determinant not in (None, "positive", "negative"):
+        raise ValueError(
+            f"determinant must be 'positive', 'negative' or None, got {determinant!r}."
+        )

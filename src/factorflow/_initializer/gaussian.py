@@ -1,0 +1,66 @@
+"""Independent Gaussian factors."""
+
+import jax
+
+from factorflow._factorization import AbstractFactorization
+from factorflow._initializer.base import (
+    AbstractInitializer,
+    Sign,
+    check_determinant,
+    check_scales,
+    factor_scale_for,
+    with_determinant,
+)
+from factorflow._types import Factors, RandomKey
+
+__all__ = ["Gaussian"]
+
+
+class Gaussian(AbstractInitializer):
+    r"""Factors with independent entries $\mathcal{N}(0, \text{factor\_scale}^2)$.
+
+    **Arguments:** exactly one scale, by its name:
+
+    - `factor_scale`: standard deviation of every factor's entries.
+    - `product_scale`: standard deviation of the product's entries; for a deep matrix
+        $\text{product\_scale} = \text{factor\_scale}^L \sqrt{\prod_l h_l}$ with hidden widths $h_l$.
+    - `determinant`: `"positive"`, `"negative"` or `None`, the sign of a square product's
+        determinant.
+
+    Factors drawn this way are not balanced.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import factorflow as ff
+        >>> fz = ff.DeepMatrix((2, 2), depth=3)
+        >>> factors = ff.Gaussian(product_scale=1e-3, determinant="positive")(fz, jax.random.key(0))
+        >>> len(factors)
+        3
+
+        ```
+    """
+
+    factor_scale: float | None = None
+    product_scale: float | None = None
+    determinant: Sign | None = None
+
+    def __check_init__(self):
+        check_scales(factor_scale=self.factor_scale, product_scale=self.product_scale)
+        check_determinant(self.determinant)
+
+    def __call__(
+        self, factorization: AbstractFactorization, key: RandomKey | None = None
+    ) -> Factors:
+        if key is None:
+            raise ValueError("Gaussian needs a random key: `Gaussian(...)(factorization, key)`.")
+        scale = self.factor_scale
+        if self.product_scale is not None:
+            scale = factor_scale_for(factorization, self.product_scale)
+        structs, treedef = jax.tree.flatten(factorization.shapes())
+        draws = [
+            scale * jax.random.normal(jax.random.fold_in(key, layer), struct.shape, struct.dtype)
+            for layer, struct in enumerate(structs)
+        ]
+        return with_determinant(factorization, jax.tree.unflatten(treedef, draws), self.determinant)

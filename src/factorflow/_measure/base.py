@@ -1,0 +1,159 @@
+"""Measures and their registry."""
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from factorflow._measure.snapshot import Snapshot
+from factorflow._problem.observations import named
+from factorflow._types import FloatArray
+
+__all__ = ["MEASURES", "Family", "Measure", "as_measure", "as_measures", "measure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A named function of a `Snapshot`.
+
+    **Attributes:**
+
+    - `name`: e.g. `"nuclear_norm"` or `"schatten_norm[0.5]"`; it parses back.
+    - `function`: `Snapshot -> array`.
+    - `dims`: names of the array's dimensions, `()` for a number.
+    - `summary`: one line with the formula.
+    - `citation`: where it was introduced, or `None` for textbook quantities.
+    """
+
+    name: str
+    function: Callable[[Snapshot], FloatArray]
+    dims: tuple[str, ...] = ()
+    summary: str = ""
+    citation: str | None = None
+
+    def __call__(self, snapshot: Snapshot) -> FloatArray:
+        return jnp.asarray(self.function(snapshot))
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A registered measure, with the parameters it takes: `schatten_norm` takes `p`."""
+
+    name: str
+    make: Callable[..., Measure]
+    parameters: tuple[str, ...]
+    summary: str
+    citation: str | None
+    example: tuple[float, ...]
+
+    @property
+    def usage(self) -> str:
+        """How the name is written: `schatten_norm[p]`, with optional parameters."""
+        return f"{self.name}[{','.join(self.parameters)}]" if self.parameters else self.name
+
+
+MEASURES: dict[str, Family] = {}
+
+
+def measure(*, dims=(), citation: str | None = None, example=()):
+    """Register `function(snapshot, *parameters)` as a measure under its own name.
+
+    The first line of its docstring is the summary that `factorflow list measures` prints.
+    `example` gives parameters for the tests that run every measure.
+    """
+
+    def register(function: Callable) -> Callable[..., Measure]:
+        name = function.__name__
+        parameters = tuple(inspect.signature(function).parameters)[1:]
+        summary = inspect.cleandoc(function.__doc__ or "").splitlines()[0]
+        check = getattr(function, "check", None)
+        signature = inspect.signature(function)
+
+        @functools.cache
+        def bound(*values) -> Measure:
+            full = name + (f"[{','.join(_write(value) for value in values)}]" if values else "")
+            return Measure(
+                full, lambda snapshot: function(snapshot, *values), tuple(dims), summary, citation
+            )
+
+        @functools.wraps(function)
+        def make(*args, **kwargs) -> Measure:
+            arguments = signature.bind(None, *args, **kwargs)
+            values = tuple(_read(value) for value in arguments.args[1:])
+            if check is not None:
+                check(*values)
+            return bound(*values)
+
+        MEASURES[name] = Family(name, make, parameters, summary, citation, tuple(example))
+        return make
+
+    return register
+
+
+def checks(check: Callable[..., None]):
+    """Attach a check of a measure's parameters, run when the measure is named."""
+
+    def attach(function: Callable) -> Callable:
+        function.check = check  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return attach
+
+
+_NAME = re.compile(r"(?P<family>\w+)(\[(?P<parameters>[^\]]*)\])?")
+
+
+def as_measure(value: str | Measure | Callable) -> Measure:
+    """A measure from its name, from a `Measure`, or from any function of a `Snapshot`."""
+    if isinstance(value, Measure):
+        return value
+    if isinstance(value, str):
+        match = _NAME.fullmatch(value.replace(" ", ""))
+        family = MEASURES[named("measure", match["family"] if match else value, MEASURES)]
+        written = (match and match["parameters"]) or ""
+        try:
+            return family.make(*(_read(text) for text in written.split(",") if text))
+        except TypeError:
+            raise ValueError(
+                f"Measure {value!r} does not fit its parameters; write {family.usage!r}."
+            ) from None
+    if value in _MAKERS():
+        return value()
+    if callable(value):
+        return Measure(getattr(value, "__name__", type(value).__name__), value)
+    raise ValueError(f"A measure is a name, a Measure or a function of a Snapshot, got {value!r}.")
+
+
+def as_measures(values) -> tuple[Measure, ...]:
+    """Measures by position; duplicates are refused, because results are stored by name."""
+    if isinstance(values, str | Measure):
+        values = [values]
+    measures = tuple(as_measure(value) for value in values)
+    names = [item.name for item in measures]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Measure {name!r} is requested twice.")
+    return measures
+
+
+def _MAKERS() -> tuple[Callable, ...]:
+    return tuple(family.make for family in MEASURES.values())
+
+
+def _read(value) -> float | int:
+    """A parameter as the plainest number: 1 for "1", 0.5 for "0.5"."""
+    if isinstance(value, jax.Array):
+        value = value.item()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"A measure's parameters are numbers, got {value!r}.") from None
+    return int(number) if number.is_integer() else number
+
+
+def _write(value: float | int) -> str:
+    return repr(value)

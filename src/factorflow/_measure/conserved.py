@@ -1,0 +1,31 @@
+"""Quantities that gradient flow conserves."""
+
+import jax.numpy as jnp
+
+from factorflow._measure.base import measure
+from factorflow._measure.snapshot import Snapshot
+from factorflow._types import FloatScalar
+
+__all__ = ["balancedness_gap"]
+
+_ARORA = """@inproceedings{arora2018optimization,
+    author = {Arora, Sanjeev and Cohen, Nadav and Hazan, Elad},
+    title = {On the Optimization of Deep Networks: Implicit Acceleration by
+             Overparameterization},
+    booktitle = {International Conference on Machine Learning},
+    year = {2018},
+}"""
+
+
+@measure(citation=_ARORA)
+def balancedness_gap(snapshot: Snapshot) -> FloatScalar:
+    r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$; 0 for balanced factors and depth 1."""
+    if snapshot.factorization is None:
+        raise ValueError("balancedness_gap needs factors; this run follows the product alone.")
+    gaps = [
+        jnp.max(jnp.abs(jnp.linalg.eigvalsh(matrix)))
+        for matrix in snapshot.factorization.conserved(snapshot.factors)
+    ]
+    if not gaps:
+        return jnp.zeros((), snapshot.dense.dtype)
+    return jnp.max(jnp.stack(gaps))

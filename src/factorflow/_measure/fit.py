@@ -1,0 +1,62 @@
+"""How well the product fits: loss, entries, errors."""
+
+import jax.numpy as jnp
+
+from factorflow._measure.base import checks, measure
+from factorflow._measure.snapshot import Snapshot
+from factorflow._types import FloatArray, FloatScalar
+
+__all__ = ["entry", "gradient_norm", "held_out_loss", "loss", "reconstruction_error"]
+
+
+def _integers(*index: float) -> None:
+    if len(index) < 2 or not all(isinstance(i, int) and i >= 0 for i in index):
+        raise ValueError(
+            f"entry takes two or more indices counted from 0, one per mode, got {list(index)}."
+        )
+
+
+@measure()
+def loss(snapshot: Snapshot) -> FloatScalar:
+    """Training loss, in the problem's own normalization."""
+    return snapshot.loss
+
+
+@measure(example=(0, 0))
+@checks(_integers)
+def entry(snapshot: Snapshot, *index: int) -> FloatScalar:
+    """One entry of the product, by its indices counted from 0: `entry[0,0]` is the (1, 1) entry."""
+    shape = snapshot.problem.shape
+    if len(index) != len(shape) or any(i >= d for i, d in zip(index, shape, strict=False)):
+        raise ValueError(f"entry{list(index)} is outside a product of shape {shape}.")
+    return snapshot.dense[index]
+
+
+@measure()
+def reconstruction_error(snapshot: Snapshot) -> FloatScalar:
+    r"""$\|W - W^*\|_F / \|W^*\|_F$ against the problem's target."""
+    target = snapshot.problem.target
+    if target is None:
+        raise ValueError(
+            "reconstruction_error needs a problem with a target; give `target=` to the problem."
+        )
+    difference = (snapshot.dense - target).ravel()
+    return jnp.linalg.norm(difference) / jnp.linalg.norm(target.ravel())
+
+
+@measure()
+def held_out_loss(snapshot: Snapshot) -> FloatScalar:
+    """Loss over the entries that were not observed, against the problem's target."""
+    return snapshot.problem.held_out_loss(snapshot.product)
+
+
+@measure()
+def gradient_norm(snapshot: Snapshot) -> FloatScalar:
+    r"""$\|\nabla_W \ell\|_F$, the gradient with respect to the product."""
+    return jnp.linalg.norm(snapshot.gradient.ravel())
+
+
+@measure(dims=("row", "column"))
+def product(snapshot: Snapshot) -> FloatArray:
+    """Every entry of a matrix product."""
+    return snapshot.dense

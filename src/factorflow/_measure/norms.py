@@ -1,0 +1,90 @@
+"""Norms and quasi-norms of the product."""
+
+import math
+
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from factorflow._measure.base import checks, measure
+from factorflow._measure.snapshot import Snapshot
+from factorflow._types import FloatScalar
+
+__all__ = [
+    "entrywise_norm",
+    "frobenius_norm",
+    "ky_fan_norm",
+    "max_norm",
+    "nuclear_norm",
+    "schatten_norm",
+    "spectral_norm",
+]
+
+
+def _positive(p: float) -> None:
+    if not p > 0:
+        raise ValueError(f"p must be positive, got {p}: only p > 0 gives a norm or quasi-norm.")
+
+
+def _positive_integer(k: float) -> None:
+    if not (isinstance(k, int) and k >= 1):
+        raise ValueError(f"k must be an integer of 1 or more, got {k}.")
+
+
+@measure()
+def frobenius_norm(snapshot: Snapshot) -> FloatScalar:
+    r"""Frobenius norm $(\sum_{ij} w_{ij}^2)^{1/2}$, the Euclidean norm of the entries."""
+    return _power_norm(jnp.abs(snapshot.dense).ravel(), 2)
+
+
+@measure()
+def nuclear_norm(snapshot: Snapshot) -> FloatScalar:
+    r"""Nuclear norm $\sum_i \sigma_i$."""
+    return jnp.sum(snapshot.singular_values)
+
+
+@measure()
+def spectral_norm(snapshot: Snapshot) -> FloatScalar:
+    r"""Spectral norm $\sigma_1$."""
+    return snapshot.singular_values[0]
+
+
+@measure(example=(0.5,))
+@checks(_positive)
+def schatten_norm(snapshot: Snapshot, p: float) -> FloatScalar:
+    r"""Schatten-p (quasi-)norm $(\sum_i \sigma_i^p)^{1/p}$ for any p > 0; a norm for p >= 1."""
+    if math.isinf(p):
+        return snapshot.singular_values[0]
+    # In logarithms: sigma^p underflows long before the sum does, and small p overflows.
+    return jnp.exp(logsumexp(p * snapshot.log_singular_values) / p)
+
+
+@measure(example=(1.5,))
+@checks(_positive)
+def entrywise_norm(snapshot: Snapshot, p: float) -> FloatScalar:
+    r"""Entrywise l_p (quasi-)norm $(\sum_{ij} |w_{ij}|^p)^{1/p}$ for any p > 0."""
+    return _power_norm(jnp.abs(snapshot.dense).ravel(), p)
+
+
+@measure(example=(1,))
+@checks(_positive_integer)
+def ky_fan_norm(snapshot: Snapshot, k: int) -> FloatScalar:
+    r"""Ky Fan k-norm $\sum_{i \le k} \sigma_i$, the sum of the k largest singular values."""
+    values = snapshot.singular_values
+    if k > values.shape[0]:
+        raise ValueError(f"ky_fan_norm[{k}] asks for more than the {values.shape[0]} there are.")
+    return jnp.sum(values[:k])
+
+
+@measure()
+def max_norm(snapshot: Snapshot) -> FloatScalar:
+    r"""Largest absolute entry $\max_{ij} |w_{ij}|$ (not the factorization norm $\gamma_2$)."""
+    return jnp.max(jnp.abs(snapshot.dense))
+
+
+def _power_norm(sizes, p: float) -> FloatScalar:
+    # Scaled by the largest entry, so that powers neither underflow nor overflow.
+    if math.isinf(p):
+        return jnp.max(sizes)
+    largest = jnp.max(sizes)
+    scale = jnp.where(largest > 0, largest, 1)
+    return largest * jnp.sum((sizes / scale) ** p) ** (1 / p)

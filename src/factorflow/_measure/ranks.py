@@ -1,0 +1,90 @@
+"""Ranks of the product: hard, soft, and as a distance."""
+
+import jax.numpy as jnp
+from jax.nn import log_softmax
+from jax.scipy.special import logsumexp
+
+from factorflow._measure.base import checks, measure
+from factorflow._measure.snapshot import Snapshot
+from factorflow._types import FloatScalar
+
+__all__ = ["distance_to_rank", "effective_rank", "effective_rank_excess", "rank", "stable_rank"]
+
+_ROY_VETTERLI = """@inproceedings{roy2007effective,
+    author = {Roy, Olivier and Vetterli, Martin},
+    title = {The Effective Rank: A Measure of Effective Dimensionality},
+    booktitle = {European Signal Processing Conference},
+    year = {2007},
+}"""
+
+_RUDELSON_VERSHYNIN = """@article{rudelson2007sampling,
+    author = {Rudelson, Mark and Vershynin, Roman},
+    title = {Sampling from Large Matrices: An Approach through Geometric Functional Analysis},
+    journal = {Journal of the ACM},
+    year = {2007},
+}"""
+
+
+def _relative_tolerance(tolerance: float = 1e-6) -> None:
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is relative to sigma_1, in (0, 1), got {tolerance}.")
+
+
+def _nonnegative_integer(k: float) -> None:
+    if not (isinstance(k, int) and k >= 0):
+        raise ValueError(f"k must be an integer of 0 or more, got {k}.")
+
+
+@measure(example=(1e-6,))
+@checks(_relative_tolerance)
+def rank(snapshot: Snapshot, tolerance: float = 1e-6) -> FloatScalar:
+    r"""Number of singular values above `tolerance` times the largest (default 1e-6); 0 for zero."""
+    logs = snapshot.log_singular_values
+    above = logs > logs[0] + jnp.log(jnp.asarray(tolerance, logs.dtype))
+    return jnp.sum(above & jnp.isfinite(logs[0])).astype(logs.dtype)
+
+
+@measure(citation=_ROY_VETTERLI)
+def effective_rank(snapshot: Snapshot) -> FloatScalar:
+    r"""Effective rank $\exp(-\sum_i p_i \ln p_i)$, $p_i = \sigma_i / \sum_j \sigma_j$; 0 for zero."""
+    return _excess(snapshot.log_singular_values) + 1
+
+
+@measure(citation=_ROY_VETTERLI)
+def effective_rank_excess(snapshot: Snapshot) -> FloatScalar:
+    r"""Effective rank minus 1, computed without cancellation; -1 for the zero matrix."""
+    return _excess(snapshot.log_singular_values)
+
+
+@measure(citation=_RUDELSON_VERSHYNIN)
+def stable_rank(snapshot: Snapshot) -> FloatScalar:
+    r"""Stable rank $\|W\|_F^2 / \sigma_1^2$; 0 for the zero matrix."""
+    logs = snapshot.log_singular_values
+    ratios = jnp.exp(2 * (logs - jnp.where(jnp.isfinite(logs[0]), logs[0], 0)))
+    return jnp.sum(ratios)
+
+
+@measure(example=(1,))
+@checks(_nonnegative_integer)
+def distance_to_rank(snapshot: Snapshot, k: int) -> FloatScalar:
+    r"""Frobenius distance to the matrices of rank at most k, $(\sum_{i > k} \sigma_i^2)^{1/2}$."""
+    logs = snapshot.log_singular_values
+    if k >= logs.shape[0]:
+        raise ValueError(
+            f"distance_to_rank[{k}] is zero for every matrix of this shape: k must be below "
+            f"{logs.shape[0]}."
+        )
+    return jnp.exp(logsumexp(2 * logs[k:]) / 2)
+
+
+def _excess(logs) -> FloatScalar:
+    zero = ~jnp.isfinite(logs[0])
+    log_p = log_softmax(jnp.where(zero, 0, logs))
+    # -p ln p as p -> 0 is 0, where -inf * 0 would be NaN.
+    finite = jnp.isfinite(log_p)
+    p = jnp.exp(log_p)
+    small_terms = jnp.sum(jnp.where(finite, -p * log_p, 0)[1:])
+    # -ln p_1 = -log1p(-(1 - p_1)), with 1 - p_1 summed from the small ones: no cancellation at 1.
+    rest = jnp.sum(p[1:])
+    entropy = -p[0] * jnp.log1p(-rest) + small_terms
+    return jnp.where(zero, -1.0, jnp.expm1(entropy)).astype(logs.dtype)

@@ -1,0 +1,148 @@
+"""When a run is observed, and when it stops."""
+
+import math
+
+import equinox as eqx
+import numpy as np
+
+__all__ = ["AbstractObservation", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"]
+
+# A run without a limit of its own ends here: hours of descent, never an endless loop.
+DEFAULT_MAX_STEPS = 50_000_000
+
+
+class Stop(eqx.Module):
+    """When a run ends. Reaching any of these is not an error.
+
+    **Arguments:**
+
+    - `loss`: end when the loss is at or below this.
+    - `gradient_norm`: end when the norm of the gradient with respect to the factors (for
+        `EndToEndFlow`, of the field) is at or below this.
+    - `max_steps`: end after this many steps (accepted steps, for a flow); 5e7 if not given.
+    - `max_time`: end at this time. Flows end at it exactly, descent at the first step past it.
+    - `every`, `patience`: `loss` and `gradient_norm` are checked every `every` steps and must hold
+        at `patience` checks in a row. Flows use 1 and 1 to end exactly at the level.
+    """
+
+    loss: float | None = None
+    gradient_norm: float | None = None
+    max_steps: int | None = None
+    max_time: float | None = None
+    every: int = eqx.field(static=True, default=1)
+    patience: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        for name in ("loss", "gradient_norm", "max_time", "max_steps"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"Stop({name}=) must be positive and finite, got {value}.")
+        for name in ("every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Stop({name}=) must be 1 or more, got {getattr(self, name)}.")
+
+
+class AbstractObservation(eqx.Module):
+    """A list of moments, one row each. `kind` is `"loss"`, `"time"` or `"step"`."""
+
+    def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
+        """The kind and the values of the slots."""
+        raise NotImplementedError
+
+
+class AtLosses(AbstractObservation):
+    """Rows at loss levels, strictly decreasing: where each is first reached.
+
+    Descent records the first step at or below the level; a flow, the level itself.
+    """
+
+    levels: tuple[float, ...]
+
+    def __init__(self, levels):
+        self.levels = _plain(levels)
+        if not _monotone([-level for level in self.levels]) or min(self.levels) <= 0:
+            raise ValueError(f"AtLosses needs positive, strictly decreasing levels, got {levels}.")
+
+    def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
+        return "loss", np.asarray(self.levels)
+
+
+class AtTimes(AbstractObservation):
+    """Rows at times, strictly increasing from 0 on. Descent records the first step at or past."""
+
+    times: tuple[float, ...]
+
+    def __init__(self, times):
+        self.times = _plain(times)
+        if not _monotone(self.times) or min(self.times) < 0:
+            raise ValueError(f"AtTimes needs strictly increasing times from 0 on, got {times}.")
+
+    def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
+        return "time", np.asarray(self.times)
+
+
+class AtSteps(AbstractObservation):
+    """Rows at step numbers, strictly increasing from 0 on (accepted steps, for a flow)."""
+
+    steps: tuple[int, ...]
+
+    def __init__(self, steps):
+        self.steps = tuple(int(step) for step in np.asarray(steps).ravel())
+        if not self.steps or not _monotone(self.steps) or min(self.steps) < 0:
+            raise ValueError(f"AtSteps needs strictly increasing steps from 0 on, got {steps}.")
+
+    @classmethod
+    def every(cls, n: int, max_steps: int) -> "AtSteps":
+        """Every `n` steps from 0 to `max_steps`."""
+        if n < 1 or max_steps < 0:
+            raise ValueError(
+                f"AtSteps.every needs n >= 1 and max_steps >= 0, got {n}, {max_steps}."
+            )
+        return cls(range(0, max_steps + 1, n))
+
+    def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
+        return "step", np.asarray(self.steps)
+
+
+class LogSpaced(AbstractObservation):
+    """`count` rows, evenly spaced in the logarithm of steps or time.
+
+    They run to `Stop(max_steps=)`, from step 1 on, or to `Stop(max_time=)`, from `first` of it on.
+    """
+
+    count: int
+    first: float
+
+    def __init__(self, count: int, first: float = 1e-6):
+        self.count, self.first = int(count), float(first)
+        if self.count < 2 or not 0 < self.first < 1:
+            raise ValueError(
+                f"LogSpaced needs count >= 2 and first in (0, 1), got {count} and {first}."
+            )
+
+    def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
+        if stop.max_steps is not None:
+            if stop.max_steps < self.count:
+                raise ValueError(
+                    f"LogSpaced({self.count}) needs Stop(max_steps=) of {self.count} or more, got "
+                    f"{stop.max_steps}."
+                )
+            steps = np.round(np.geomspace(1, stop.max_steps, self.count)).astype(int)
+            # Small steps round to the same integer: push each past the one before.
+            for row in range(1, self.count):
+                steps[row] = max(steps[row], steps[row - 1] + 1)
+            return "step", np.minimum(steps, stop.max_steps - np.arange(self.count)[::-1])
+        if stop.max_time is not None:
+            return "time", stop.max_time * np.geomspace(self.first, 1, self.count)
+        raise ValueError("LogSpaced needs Stop(max_steps=) or Stop(max_time=) to know its range.")
+
+
+def _plain(values) -> tuple[float, ...]:
+    array = np.asarray(values, dtype=float).ravel()
+    if array.size == 0 or not np.all(np.isfinite(array)):
+        raise ValueError(f"Observations must be finite and at least one, got {values}.")
+    return tuple(array.tolist())
+
+
+def _monotone(values) -> bool:
+    return bool(np.all(np.diff(np.asarray(values, dtype=float)) > 0))

@@ -1,0 +1,118 @@
+"""The named problems of the field."""
+
+import functools
+import math
+import string
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._problem.completion import Completion
+from factorflow._types import RandomKey
+
+__all__ = ["random_low_rank_problem", "razin_cohen_problem"]
+
+
+def razin_cohen_problem(
+    dim: int = 2, z: float = 1.0, z_prime: float = 1.0, eps: float = 0.0
+) -> Completion:
+    r"""The completion problem on which every norm is driven to infinity.
+
+    All entries of a `dim` x `dim` matrix but (1, 1) are observed:
+    $w_{12} = z$, $w_{21} = z'$, $w_{22} = \epsilon$; from the third row on ones on the diagonal
+    and zeros elsewhere. The loss is half the sum of squares. For $\epsilon = 0$ every exact
+    solution has determinant $-z z'$, so a product whose determinant has the sign of $z z'$ can
+    only approach zero loss at infinity.
+
+    **Arguments:**
+
+    - `dim`: 2 or more.
+    - `z`, `z_prime`: the off-diagonal observations, finite.
+    - `eps`: the observation at (2, 2), finite.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> ff.razin_cohen_problem().observed_entries().tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+
+        ```
+
+    ??? cite "Reference"
+
+        ```bibtex
+        @inproceedings{razin2020implicit,
+            author = {Razin, Noam and Cohen, Nadav},
+            title = {Implicit Regularization in Deep Learning May Not Be Explainable by Norms},
+            booktitle = {Advances in Neural Information Processing Systems},
+            year = {2020},
+        }
+        ```
+    """
+    if dim < 2:
+        raise ValueError(f"dim must be 2 or more, got {dim}.")
+    observed = np.eye(dim)
+    observed[:2, :2] = [[0.0, z], [z_prime, eps]]
+    indices = [(i, j) for i in range(dim) for j in range(dim) if (i, j) != (0, 0)]
+    return Completion((dim, dim), indices, [observed[index] for index in indices])
+
+
+def random_low_rank_problem(
+    key: RandomKey,
+    shape: tuple[int, ...] = (100, 100),
+    rank: int = 5,
+    n_observed: int = 2000,
+    *,
+    frobenius_norm: float | None = None,
+    normalization: str = "half_sum",
+) -> Completion:
+    r"""Random entries of a random low-rank matrix, or low-CP-rank tensor.
+
+    The ground truth is $\sum_{r} a_r^1 \otimes \dots \otimes a_r^N$ with standard Gaussian factors,
+    rescaled to `frobenius_norm`, by default $\sqrt{\prod_n d_n}$ (unit mean square entry). Observed
+    entries are drawn uniformly without replacement.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `shape`: shape of the ground truth.
+    - `rank`: its number of components, 1 or more.
+    - `n_observed`: number of observed entries.
+    - `frobenius_norm`: Frobenius norm of the ground truth.
+    - `normalization`: of the loss, `"half_sum"` or `"mean"`.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import factorflow as ff
+        >>> problem = ff.random_low_rank_problem(jax.random.key(0), (6, 4), rank=1, n_observed=9)
+        >>> problem.shape, problem.values.shape
+        ((6, 4), (9,))
+
+        ```
+    """
+    size = math.prod(shape)
+    if rank < 1:
+        raise ValueError(f"rank must be 1 or more, got {rank}.")
+    if not 1 <= n_observed <= size:
+        raise ValueError(
+            f"n_observed must be between 1 and the {size} entries of shape {shape}, got {n_observed}."
+        )
+    factor_key, entry_key = jax.random.split(key)
+    factors = [
+        jax.random.normal(jax.random.fold_in(factor_key, mode), (dim, rank))
+        for mode, dim in enumerate(shape)
+    ]
+    modes = string.ascii_lowercase[: len(shape)]
+    equation = ",".join(f"{mode}Z" for mode in modes) + "->" + modes
+    target = jnp.einsum(equation, *factors)
+    norm = math.sqrt(size) if frobenius_norm is None else frobenius_norm
+    target = target * (norm / jnp.linalg.norm(target.ravel()))
+    flat = jax.random.permutation(entry_key, size)[:n_observed]
+    indices = jnp.stack(jnp.unravel_index(flat, tuple(shape)), axis=-1)
+    values = target[tuple(jnp.moveaxis(indices, -1, 0))]
+    make = functools.partial(Completion, tuple(shape), normalization=normalization)
+    return make(indices, values, target)

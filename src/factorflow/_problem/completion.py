@@ -1,0 +1,192 @@
+"""Completion: some entries of a matrix or tensor are observed."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._problem.base import AbstractProblem
+from factorflow._problem.observations import (
+    NORMALIZATIONS,
+    PENALTIES,
+    named,
+    normalize,
+    require_finite,
+    sample,
+)
+from factorflow._product import AbstractProduct
+from factorflow._types import FloatArray, FloatScalar, Penalty, RandomKey
+
+__all__ = ["Completion"]
+
+# Up to this many entries the loss is a masked sum over the dense product: on CPU a gather and its
+# transpose cost tens of times more than the multiplications they save.
+_DENSE_ENTRIES = 2**22
+
+
+class Completion(AbstractProblem):
+    r"""Fit the observed entries of a matrix or tensor.
+
+    $$\ell(W) = \tfrac12 \sum_{i \in \Omega} \phi(W_i - b_i)$$
+
+    for `normalization="half_sum"`, or the mean of $\phi$ over $\Omega$ for `"mean"`, with
+    $\phi(e) = e^2$ (`"squared"`), $|e|$ (`"absolute"`), Huber's function ($e^2/2$ up to 1, linear
+    after), or any elementwise callable.
+
+    **Arguments:**
+
+    - `shape`: shape of the product, `(d_1, ..., d_N)` with `N >= 2`.
+    - `indices`: integers of shape `(n, N)`, one row per observation.
+    - `values`: the observed values $b$, shape `(n,)`.
+    - `target`: the ground truth, shape `shape`, or `None`. Only measures use it.
+    - `normalization`: `"half_sum"` or `"mean"`.
+    - `loss`: `"squared"`, `"absolute"`, `"huber"` or a callable.
+
+    **Raises:** `ValueError` for empty, out-of-range, non-finite or contradicting observations.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> problem = ff.Completion((2, 3), [[0, 1], [1, 2]], [1.0, -1.0])
+        >>> float(problem.loss(ff.Dense(problem.observed_entries())))
+        0.0
+
+        ```
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    indices: jax.Array
+    values: FloatArray
+    weights: FloatArray
+    target: FloatArray | None
+    normalization: str = eqx.field(static=True)
+    penalty: str | Penalty = eqx.field(static=True)
+    # Dense copies of the observations: (weights, values) over all entries, or None for large shapes.
+    masked: tuple[FloatArray, FloatArray] | None
+
+    def __init__(
+        self, shape, indices, values, target=None, normalization="half_sum", loss="squared"
+    ):
+        self.shape = tuple(int(d) for d in shape)
+        if len(self.shape) < 2 or min(self.shape) < 1:
+            raise ValueError(f"shape must have two or more modes of size >= 1, got {self.shape}.")
+        self.normalization = named("normalization", normalization, NORMALIZATIONS)
+        self.penalty = loss if callable(loss) else named("loss", loss, PENALTIES)
+        self.indices = _checked_indices(self.shape, indices)
+        dtype = jnp.result_type(float)
+        self.values = jnp.asarray(values, dtype)
+        if self.values.shape != (self.indices.shape[0],):
+            raise ValueError(
+                f"values must have shape ({self.indices.shape[0]},), one per row of indices, got "
+                f"{self.values.shape}."
+            )
+        require_finite("values", self.values)
+        _refuse_contradictions(self.indices, self.values)
+        self.weights = jnp.ones_like(self.values)
+        self.target = None if target is None else jnp.asarray(target, dtype)
+        if self.target is not None:
+            require_finite("target", self.target)
+            if self.target.shape != self.shape:
+                raise ValueError(
+                    f"target must have the problem's shape {self.shape}, got {self.target.shape}."
+                )
+        dense = math.prod(self.shape) <= _DENSE_ENTRIES
+        self.masked = self._scatter(self.values, self.weights) if dense else None
+
+    def loss(self, product: AbstractProduct) -> FloatScalar:
+        if self.masked is not None:
+            weights, values = self.masked
+            total = jnp.sum(weights * self._penalty(product.dense() - values))
+        else:
+            residuals = product.at(self.indices) - self.values
+            total = jnp.sum(self.weights * self._penalty(residuals))
+        return normalize(self.normalization, total, self.values.shape[0])
+
+    def held_out_loss(self, product: AbstractProduct) -> FloatScalar:
+        """The loss over the entries that were not observed, in the same normalization."""
+        if self.target is None or self.masked is None:
+            raise ValueError(
+                "held_out_loss needs a problem with a target and a dense product; give "
+                "`Completion(..., target=...)`."
+            )
+        hidden = (self.masked[0] == 0).astype(self.values.dtype)
+        total = jnp.sum(hidden * self._penalty(product.dense() - self.target))
+        if self.normalization == "half_sum":
+            return total / 2
+        return total / jnp.maximum(jnp.sum(hidden), 1)
+
+    def resample(
+        self,
+        key: RandomKey,
+        *,
+        batch_size: int | None = None,
+        label_noise: FloatScalar | None = None,
+    ) -> "Completion":
+        values, weights = sample(key, self.values, self.weights, batch_size, label_noise)
+        masked = None if self.masked is None else self._scatter(values, weights)
+        return eqx.tree_at(
+            lambda p: (p.values, p.weights, p.masked),
+            self,
+            (values, weights, masked),
+            is_leaf=lambda leaf: leaf is None,
+        )
+
+    def observed_entries(self) -> FloatArray:
+        """The observed values in their places and zeros elsewhere: the linear baseline."""
+        return jnp.zeros(self.shape, self.values.dtype).at[self._places()].set(self.values)
+
+    def _places(self) -> tuple[jax.Array, ...]:
+        return tuple(jnp.moveaxis(self.indices, -1, 0))
+
+    def _penalty(self, residuals: FloatArray) -> FloatArray:
+        penalty = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
+        return penalty(residuals)
+
+    def _scatter(self, values: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        # An entry observed twice weighs twice, at the weighted mean of its (equal) values.
+        zeros = jnp.zeros(self.shape, values.dtype)
+        weight = zeros.at[self._places()].add(weights)
+        total = zeros.at[self._places()].add(weights * values)
+        return weight, total / jnp.where(weight == 0, 1, weight)
+
+
+def _checked_indices(shape: tuple[int, ...], indices) -> jax.Array:
+    if isinstance(indices, jax.core.Tracer):
+        return indices
+    array = np.asarray(indices)
+    if array.size == 0:
+        raise ValueError("indices is empty: a completion problem needs one observation or more.")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"indices must be integers, got {array.dtype}.")
+    if array.ndim != 2 or array.shape[1] != len(shape):
+        raise ValueError(
+            f"indices must have shape (n, {len(shape)}), one column per mode of {shape}, got "
+            f"{array.shape}."
+        )
+    bad = np.argwhere((array < 0) | (array >= np.asarray(shape)))
+    if len(bad):
+        row = int(bad[0, 0])
+        raise ValueError(
+            f"indices[{row}] = {tuple(array[row].tolist())} is out of range for shape {shape}; "
+            "indices count from 0."
+        )
+    return jnp.asarray(array, jnp.int32)
+
+
+def _refuse_contradictions(indices: jax.Array, values: FloatArray) -> None:
+    if isinstance(values, jax.core.Tracer) or isinstance(indices, jax.core.Tracer):
+        return
+    places, owner = np.unique(np.asarray(indices), axis=0, return_inverse=True)
+    if len(places) == len(owner):
+        return
+    values = np.asarray(values)
+    for place in np.flatnonzero(np.bincount(owner.ravel()) > 1):
+        seen = values[owner.ravel() == place]
+        if np.any(seen != seen[0]):
+            raise ValueError(
+                f"Entry {tuple(places[place].tolist())} is observed more than once with different "
+                f"values, {seen[0]} and {seen[seen != seen[0]][0]}. Average them or keep one."
+            )

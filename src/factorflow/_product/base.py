@@ -1,0 +1,33 @@
+"""The interface of a product."""
+
+import abc
+
+import equinox as eqx
+
+from factorflow._types import FloatArray, FloatScalar
+
+__all__ = ["AbstractProduct"]
+
+
+class AbstractProduct(eqx.Module):
+    """A lazy view of the matrix or tensor that a set of factors represents.
+
+    Problems and measures ask only for what they need; a product that knows its singular values or
+    its determinant better than its rounded entries do says so here.
+    """
+
+    @abc.abstractmethod
+    def dense(self) -> FloatArray:
+        """The whole array, shape `(d_1, ..., d_N)`."""
+
+    @abc.abstractmethod
+    def at(self, indices) -> FloatArray:
+        """The entries at integer `indices` of shape `(n, N)`, as an array of shape `(n,)`."""
+
+    @abc.abstractmethod
+    def log_singular_values(self) -> FloatArray:
+        """Natural logarithms of the singular values of a matrix product, descending."""
+
+    @abc.abstractmethod
+    def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:
+        """Sign and natural logarithm of the absolute determinant of a square matrix product."""

@@ -1,0 +1,66 @@
+"""How a run ended. Every code carries a sentence that says what to do about it."""
+
+import diffrax
+
+__all__ = ["RESULTS", "failed", "result_name"]
+
+
+class RESULTS(diffrax.RESULTS):
+    """Endings of `factorflow.simulate`, a superset of `diffrax.RESULTS`.
+
+    Limits named in `Stop` and a completed list of observations are not errors; `failed(result)`
+    is true for the others. Print a result to read its sentence and remedy.
+    """
+
+    loss_reached = "The loss fell to the level given as `Stop(loss=...)`."
+    gradient_norm_reached = (
+        "The gradient norm fell to the level given as `Stop(gradient_norm=...)`."
+    )
+    observations_complete = "Every requested observation was made and no other limit was named."
+    time_limit_reached = (
+        "The time given as `Stop(max_time=...)` was reached. Raise it to follow the run further."
+    )
+    step_limit_reached = (
+        "The number of steps given as `Stop(max_steps=...)` (or its default) was reached. Raise it "
+        "to follow the run further, or use a larger learning rate or looser tolerance."
+    )
+    loss_nonfinite = (
+        "The loss became infinite or NaN. Lower the learning rate (stability needs it below 2 over "
+        "the largest curvature), or follow the gradient flow instead."
+    )
+    step_size_underflow = (
+        "The integrator's step became too small to advance the time in this precision. Loosen "
+        "`rtol` and `atol`, use float64, or choose an integrator made for stiff problems."
+    )
+
+
+_LIMITS = (
+    "successful",
+    "loss_reached",
+    "gradient_norm_reached",
+    "observations_complete",
+    "time_limit_reached",
+    "step_limit_reached",
+)
+_FAILURES = (
+    "loss_nonfinite",
+    "step_size_underflow",
+    "max_steps_reached",
+    "dt_min_reached",
+    "nonlinear_max_steps_reached",
+    "nonlinear_divergence",
+    "singular",
+)
+
+
+def result_name(result: RESULTS) -> str:
+    """The name of one (not batched) result, e.g. `"loss_reached"`."""
+    for name in _LIMITS + _FAILURES:
+        if bool(result == getattr(RESULTS, name)):
+            return name
+    return "solver_failure"
+
+
+def failed(result: RESULTS) -> bool:
+    """Whether one (not batched) result is an error rather than a limit that was asked for."""
+    return result_name(result) not in _LIMITS

@@ -1,0 +1,397 @@
+"""The one numerical entry point."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from factorflow._certificate import Certificate, certify_from_invariants
+from factorflow._dynamics import AbstractDynamics, AbstractState
+from factorflow._factorization import AbstractFactorization
+from factorflow._measure import Measure, Snapshot, as_measures
+from factorflow._observe import DEFAULT_MAX_STEPS, AbstractObservation, Stop
+from factorflow._problem import AbstractProblem
+from factorflow._results import RESULTS, failed
+from factorflow._trajectory import Trajectory
+from factorflow._types import Factors, RandomKey
+
+__all__ = ["RunSpec", "core", "prepare", "simulate"]
+
+
+class RunSpec(eqx.Module):
+    """A run with every number as an array and everything else static: what is compiled.
+
+    Two runs with equal structure and shapes share one compilation, and can be stacked.
+    """
+
+    problem: AbstractProblem
+    factorization: AbstractFactorization
+    dynamics: AbstractDynamics
+    factors: Factors
+    levels: jax.Array
+    stop: Stop
+    key: RandomKey
+    observed_at: str = eqx.field(static=True)
+    measures: tuple[Measure, ...] = eqx.field(static=True)
+
+
+def simulate(
+    problem: AbstractProblem,
+    factorization: AbstractFactorization,
+    dynamics: AbstractDynamics,
+    factors: Factors,
+    *,
+    observe: AbstractObservation,
+    stop: Stop,
+    measures: Any = ("loss",),
+    key: RandomKey | None = None,
+    certify: Literal["cheap"] = "cheap",
+    throw: bool = True,
+    progress_meter: Callable[[str], None] | None = None,
+) -> Trajectory:
+    """Follow `factors` under `dynamics` on `problem`, and observe.
+
+    **Arguments:**
+
+    - `problem`: what is fitted, e.g. `Completion`.
+    - `factorization`: how factors compose, e.g. `DeepMatrix`.
+    - `dynamics`: `GradientDescent`, `GradientFlow` or `EndToEndFlow`.
+    - `factors`: where to start. Their dtype is the dtype of the run.
+    - `observe`: `AtLosses`, `AtTimes`, `AtSteps` or `LogSpaced`; one row per slot.
+    - `stop`: a `Stop`. The run also ends once every row is observed if `stop` names no limit.
+    - `measures`: names, `Measure`s, or functions of a `Snapshot`.
+    - `key`: a random key, needed by minibatches and label noise only.
+    - `certify`: `"cheap"` checks the invariants of the run itself.
+    - `throw`: raise on non-finite values, solver failure and underflow; `False` leaves the result
+        code to the caller.
+    - `progress_meter`: called with a line before and after the run, e.g. `print`.
+
+    **Returns:** a `Trajectory`.
+
+    **Raises:** `ValueError` for input that cannot be run, `RuntimeError` for a run that failed.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> problem, fz = ff.razin_cohen_problem(), ff.DeepMatrix((2, 2), depth=3)
+        >>> trajectory = ff.simulate(
+        ...     problem, fz, ff.GradientDescent(1e-2), ff.Identity(product_scale=1e-2)(fz),
+        ...     observe=ff.AtLosses([1e-1, 1e-2]), stop=ff.Stop(loss=1e-2),
+        ...     measures=["loss", "effective_rank"])
+        >>> trajectory.result_name
+        'loss_reached'
+
+        ```
+    """
+    if certify != "cheap":
+        raise ValueError(f"certify must be 'cheap', got {certify!r}.")
+    spec = prepare(
+        problem,
+        factorization,
+        dynamics,
+        factors,
+        observe=observe,
+        stop=stop,
+        measures=measures,
+        key=key,
+    )
+    if progress_meter is not None:
+        progress_meter(f"following {len(spec.levels)} rows")
+    trajectory = jax.block_until_ready(_compiled(spec))
+    if progress_meter is not None:
+        progress_meter(f"ended: {trajectory.result_name}")
+    if throw and failed(trajectory.result):
+        raise RuntimeError(
+            f"{RESULTS[trajectory.result]} It ended after "
+            f"{int(trajectory.stats['num_steps'])} steps at time {float(trajectory.stats['time']):.6g} "
+            f"with loss {float(trajectory.stats['loss']):.6g}; `throw=False` returns the rows so far."
+        )
+    return trajectory
+
+
+def prepare(
+    problem: AbstractProblem,
+    factorization: AbstractFactorization,
+    dynamics: AbstractDynamics,
+    factors: Factors,
+    *,
+    observe: AbstractObservation,
+    stop: Stop,
+    measures: Any,
+    key: RandomKey | None = None,
+) -> RunSpec:
+    """Validate a run and turn every number in it into an array of the factors' dtype."""
+    factors = jax.tree.map(jnp.asarray, factors)
+    dtype = _check_factors(problem, factorization, factors)
+    dynamics.check(problem, factorization, factors)
+    observed_at, levels = observe.resolve(stop)
+    if key is None:
+        if getattr(dynamics, "batch_size", None) or getattr(dynamics, "label_noise", None):
+            raise ValueError("Minibatches and label noise are random: give simulate a `key=`.")
+        key = jax.random.key(0)
+    if stop.max_steps is None:
+        stop = eqx.tree_at(
+            lambda s: s.max_steps, stop, DEFAULT_MAX_STEPS, is_leaf=lambda leaf: leaf is None
+        )
+    return RunSpec(
+        problem=as_arrays(problem, dtype),
+        factorization=factorization,
+        dynamics=as_arrays(dynamics, dtype),
+        factors=factors,
+        levels=jnp.asarray(levels, jnp.int32 if observed_at == "step" else dtype),
+        stop=as_arrays(stop, dtype),
+        key=key,
+        observed_at=observed_at,
+        measures=as_measures(measures),
+    )
+
+
+def core(spec: RunSpec) -> Trajectory:
+    """The traced run: a scan over rows around a loop of steps.
+
+    Measures are evaluated once per row, outside any branch: under `vmap` both sides of a branch
+    would run at every step.
+    """
+    problem, factorization, dynamics = spec.problem, spec.factorization, spec.dynamics
+
+    def view(state: AbstractState) -> Snapshot:
+        return Snapshot(
+            problem,
+            dynamics.product(factorization, state),
+            factorization=factorization,
+            factors=lambda: dynamics.factors(factorization, state),
+            time=state.time,
+            step=state.step,
+        )
+
+    def advance(carry):
+        state, passed = carry
+        state = dynamics.advance(problem, factorization, state)
+        return state, _count_checks(spec.stop, state, passed)
+
+    def row(carry, level):
+        def unfinished(carry):
+            state, passed = carry
+            crossed = _crossed(spec.observed_at, state, level)
+            return ~crossed & ~_ended(spec.stop, state, passed)
+
+        state, passed = lax.while_loop(unfinished, advance, carry)
+        reached = _crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
+        located = dynamics.locate(problem, factorization, state, **_target(spec.observed_at, level))
+        snapshot = view(located)
+        observed = {measure.name: measure(snapshot) for measure in spec.measures}
+        return (state, passed), (
+            reached,
+            located.time,
+            located.step,
+            located.loss,
+            _sign(snapshot),
+            observed,
+        )
+
+    state = dynamics.init(problem, factorization, spec.factors, spec.key)
+    initial_sign = _sign(view(state))
+    start = (state, _count_checks(spec.stop, state, jnp.zeros((), jnp.int32)))
+    levels = spec.levels
+    if _names_a_limit(spec.stop):
+        # The last row need not be the end: a level that is never reached goes on to the limit.
+        never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
+        levels = jnp.append(levels, jnp.asarray(never[spec.observed_at], levels.dtype))
+    carry, rows = lax.scan(row, start, levels)
+    reached, times, steps, losses, signs, observed = jax.tree.map(
+        lambda values: values[: len(spec.levels)], rows
+    )
+    state, result = _final(spec, *carry)
+    if dynamics.continuous:
+        # A step may overshoot the end and cross levels that lie beyond it.
+        reached = reached & _before_end(spec.observed_at, spec.levels, losses, state)
+
+    def mask(values):
+        shape = (-1,) + (1,) * (values.ndim - 1)
+        blank = jnp.asarray(-1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan)
+        return jnp.where(reached.reshape(shape), values, blank.astype(values.dtype))
+
+    certificate = _certificate(spec, view(state), initial_sign, signs, reached)
+    return Trajectory(
+        times=mask(times),
+        steps=mask(steps),
+        levels=spec.levels,
+        measures=jax.tree.map(mask, observed),
+        reached=reached,
+        factors=dynamics.factors(factorization, state),
+        result=result,
+        certificate=certificate,
+        stats={"loss": state.loss, "time": state.time, **state.stats()},
+        observed_at=spec.observed_at,
+        dims={measure.name: measure.dims for measure in spec.measures},
+    )
+
+
+_compiled = eqx.filter_jit(core)
+
+
+def as_arrays(tree: Any, dtype) -> Any:
+    """Every number in a pytree as an array; floating ones in `dtype`."""
+
+    def convert(leaf):
+        if isinstance(leaf, bool) or callable(leaf):
+            return leaf
+        array = jnp.asarray(leaf)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def leaf_of(leaf):
+        return convert(leaf) if eqx.is_array_like(leaf) else leaf
+
+    return jax.tree.map(leaf_of, tree)
+
+
+def _check_factors(problem, factorization, factors) -> np.dtype:
+    expected = jax.tree.map(lambda struct: tuple(struct.shape), factorization.shapes())
+    actual = jax.tree.map(lambda leaf: tuple(leaf.shape), factors)
+    if expected != actual:
+        raise ValueError(
+            f"factors must have the factorization's shapes {expected}, got {actual}. Initializers "
+            "give the right ones: `initializer(factorization, key)`."
+        )
+    if factorization.shape != problem.shape:
+        raise ValueError(
+            f"The factorization's product has shape {factorization.shape}, the problem's has "
+            f"{problem.shape}; they must agree."
+        )
+    leaves = jax.tree.leaves(factors)
+    dtype = leaves[0].dtype
+    for leaf in leaves:
+        if leaf.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"factors must share one floating dtype, got {sorted({str(x.dtype) for x in leaves})}."
+            )
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError("factors hold NaN or infinity; start from finite numbers.")
+    if all(bool(jnp.any(leaf != 0)) for leaf in leaves):
+        size = float(jnp.max(jnp.abs(factorization.compose(factors))))
+        if size < float(jnp.finfo(dtype).tiny):
+            raise ValueError(
+                f"The product of these factors underflows {dtype}: its largest entry is {size:.3g}. "
+                "Use a larger initialization scale or a wider dtype."
+            )
+    elif len(leaves) > 1 and sum(not bool(jnp.any(leaf != 0)) for leaf in leaves) > 1:
+        raise ValueError(
+            "Two or more factors are zero, a stationary point that no dynamics leaves. Use a small "
+            "positive initialization scale."
+        )
+    return dtype
+
+
+def _crossed(observed_at: str, state: AbstractState, level) -> jax.Array:
+    if observed_at == "loss":
+        return state.loss <= level
+    return (state.time if observed_at == "time" else state.step) >= level
+
+
+def _target(observed_at: str, level) -> dict[str, Any]:
+    return {} if observed_at == "step" else {observed_at: level}
+
+
+def _holds(stop: Stop, state: AbstractState) -> tuple[jax.Array, jax.Array]:
+    never = jnp.asarray(False)
+    loss = never if stop.loss is None else state.loss <= stop.loss
+    gradient = never
+    if stop.gradient_norm is not None:
+        gradient = state.gradient_norm() <= stop.gradient_norm
+    return loss, gradient
+
+
+def _count_checks(stop: Stop, state: AbstractState, passed: jax.Array) -> jax.Array:
+    if stop.loss is None and stop.gradient_norm is None:
+        return passed
+    loss, gradient = _holds(stop, state)
+    counted = jnp.where(loss | gradient, passed + 1, 0)
+    if stop.every == 1:
+        return counted
+    return jnp.where(state.step % stop.every == 0, counted, passed)
+
+
+def _ended(stop: Stop, state: AbstractState, passed: jax.Array) -> jax.Array:
+    ended = (state.step >= stop.max_steps) | ~jnp.isfinite(state.loss)
+    ended = ended | (state.result != RESULTS.successful)
+    if stop.loss is not None or stop.gradient_norm is not None:
+        ended = ended | (passed >= stop.patience)
+    if stop.max_time is not None:
+        ended = ended | (state.time >= stop.max_time)
+    return ended
+
+
+def _names_a_limit(stop: Stop) -> bool:
+    limits = (stop.loss, stop.gradient_norm, stop.max_time)
+    # max_steps always holds a number here; its default is no wish to go on.
+    named = any(limit is not None for limit in limits)
+    return named or stop.max_steps is not DEFAULT_MAX_STEPS
+
+
+def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
+    """The end of the run, located exactly for a flow, and why it ended."""
+    stop, dynamics = spec.stop, spec.dynamics
+    result = RESULTS.observations_complete
+    result = RESULTS.where(state.step >= stop.max_steps, RESULTS.step_limit_reached, result)
+    loss_held, gradient_held = _holds(stop, state)
+    done = passed >= stop.patience
+    result = RESULTS.where(done & gradient_held, RESULTS.gradient_norm_reached, result)
+    if stop.max_time is not None:
+        over = state.time >= stop.max_time
+        result = RESULTS.where(over, RESULTS.time_limit_reached, result)
+        at_time = dynamics.locate(spec.problem, spec.factorization, state, time=stop.max_time)
+        state = _choose(over, at_time, state)
+        # Within the same step the loss may be reached only after the time limit.
+        loss_held = loss_held & (state.loss <= stop.loss) if stop.loss is not None else loss_held
+    if stop.loss is not None:
+        at_loss = dynamics.locate(spec.problem, spec.factorization, state, loss=stop.loss)
+        state = _choose(done & loss_held, at_loss, state)
+    result = RESULTS.where(done & loss_held, RESULTS.loss_reached, result)
+    result = RESULTS.where(state.result == RESULTS.successful, result, state.result)
+    return state, RESULTS.where(jnp.isfinite(state.loss), result, RESULTS.loss_nonfinite)
+
+
+def _choose(condition, first, second):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
+def _before_end(observed_at: str, levels, losses, state: AbstractState) -> jax.Array:
+    slack = 8 * jnp.finfo(state.loss.dtype).eps
+    if observed_at == "loss":
+        return losses >= state.loss * (1 - slack)
+    if observed_at == "time":
+        return levels <= state.time * (1 + slack)
+    return levels <= state.step
+
+
+def _sign(snapshot: Snapshot) -> jax.Array:
+    shape = snapshot.problem.shape
+    if len(shape) != 2 or shape[0] != shape[1]:
+        return jnp.zeros((), snapshot.loss.dtype)
+    return snapshot.log_determinant[0]
+
+
+def _certificate(spec: RunSpec, end: Snapshot, initial_sign, signs, reached) -> Certificate:
+    before = spec.factorization.conserved(spec.factors)
+    after = spec.factorization.conserved(end.factors)
+    zero = jnp.zeros((), initial_sign.dtype)
+
+    def size(matrices):
+        return jnp.max(jnp.stack([zero, *(jnp.max(jnp.abs(matrix)) for matrix in matrices)]))
+
+    drift = size([b - a for a, b in zip(before, after, strict=True)])
+    scale = jnp.max(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(end.factors)]))
+    return certify_from_invariants(
+        gap=size(before),
+        drift=drift,
+        scale=scale,
+        steps=end.step,
+        initial_sign=initial_sign,
+        signs=signs,
+        reached=reached,
+    )

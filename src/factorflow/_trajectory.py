@@ -1,0 +1,125 @@
+"""What a run leaves behind."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from factorflow._certificate import Certificate
+from factorflow._results import RESULTS, result_name
+from factorflow._types import BoolArray, Factors, FloatArray
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Trajectory"]
+
+
+class Trajectory(eqx.Module):
+    """The observed rows of a run, and how it ended.
+
+    **Attributes:**
+
+    - `times`, `steps`: time and step number of each row.
+    - `levels`: the requested loss, time or step of each row, after `observed_at`.
+    - `measures`: an array per measure, rows first, by the measure's name.
+    - `reached`: whether each row was reached. Rows that were not are NaN, their step is -1.
+    - `factors`: the factors at the end, ready for `factorization.compose`.
+    - `result`: a `RESULTS` code; `result_name` is its name.
+    - `certificate`: whether the rows can be believed.
+    - `stats`: final `loss` and `time`, and counters.
+    """
+
+    times: FloatArray
+    steps: jax.Array
+    levels: jax.Array
+    measures: dict[str, FloatArray]
+    reached: BoolArray
+    factors: Factors
+    result: RESULTS
+    certificate: Certificate
+    stats: dict[str, Any]
+    observed_at: str = eqx.field(static=True)
+    dims: dict[str, tuple[str, ...]] = eqx.field(static=True)
+
+    @property
+    def result_name(self) -> str:
+        """The name of the result, e.g. `"loss_reached"`."""
+        return result_name(self.result)
+
+    def to_xarray(self) -> "xr.Dataset":
+        """A labelled dataset with dimension `row`: measures, `time`, `step`, `reached`, flags."""
+        import xarray as xr
+
+        row = ("row",)
+        data: dict[str, Any] = {
+            name: ((*row, *_dims(self.dims[name], values)), np.asarray(values))
+            for name, values in self.measures.items()
+        }
+        data["reached"] = (row, np.asarray(self.reached))
+        data["trusted"] = (row, np.asarray(self.certificate.trusted))
+        data["contradicted"] = (row, np.asarray(self.certificate.contradicted))
+        coords = {
+            "time": (row, np.asarray(self.times)),
+            "step": (row, np.asarray(self.steps)),
+            "level": (row, np.asarray(self.levels)),
+        }
+        attributes = {
+            "result": self.result_name,
+            "verdict": self.certificate.verdict,
+            "observed_at": self.observed_at,
+        }
+        return xr.Dataset(data, coords, attributes)
+
+    def to_csv(self, path: str | os.PathLike) -> Path:
+        """Write one line per row; measures with several values get a column each, `name.0`, ..."""
+        return write_table(self._columns(), path, "csv")
+
+    def to_parquet(self, path: str | os.PathLike) -> Path:
+        """Write the table of `to_csv` as Parquet."""
+        return write_table(self._columns(), path, "parquet")
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return table_columns(self.to_xarray())
+
+
+def table_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
+    """The columns of a dataset over rows: trailing dimensions become numbered columns."""
+    columns = {}
+    for name in ("level", "time", "step", *dataset.data_vars):
+        values = np.asarray(dataset[name])
+        flat = values.reshape(values.shape[0], -1)
+        if values.ndim == 1:
+            columns[str(name)] = values
+        else:
+            columns |= {f"{name}.{i}": flat[:, i] for i in range(flat.shape[1])}
+    return columns
+
+
+def write_table(columns: dict[str, np.ndarray], path: str | os.PathLike, kind: str) -> Path:
+    """Write columns as CSV or Parquet, to a temporary name first."""
+    import polars as pl
+
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"Cannot write {path}: the folder {path.parent} does not exist; create it."
+        )
+    temporary = path.with_name(path.name + ".tmp")
+    frame = pl.DataFrame(columns)
+    try:
+        frame.write_csv(temporary) if kind == "csv" else frame.write_parquet(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"Cannot write {path}: {error}. Choose a writable folder.") from error
+    return path
+
+
+def _dims(names: tuple[str, ...], values) -> tuple[str, ...]:
+    # User functions need not name their dimensions; equal lengths get equal names.
+    trailing = np.shape(values)[1:]
+    return names if len(names) == len(trailing) else tuple(f"size_{n}" for n in trailing)

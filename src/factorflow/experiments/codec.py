@@ -1,0 +1,97 @@
+"""Modules to JSON and back: `{"kind": "GradientFlow", "rtol": 1e-8, ...}`."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from factorflow._dynamics import EndToEndFlow, GradientDescent, GradientFlow, Optimizer
+from factorflow._factorization import DeepMatrix
+from factorflow._initializer import Balanced, Gaussian, Identity, Orthogonal
+from factorflow._observe import AtLosses, AtSteps, AtTimes, LogSpaced, Stop
+from factorflow._problem.observations import named
+from factorflow.experiments.task import TASKS
+
+__all__ = ["KINDS", "canonical", "decode", "encode", "flatten"]
+
+KINDS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        *TASKS,
+        DeepMatrix,
+        Balanced,
+        Gaussian,
+        Identity,
+        Orthogonal,
+        EndToEndFlow,
+        GradientDescent,
+        GradientFlow,
+        Optimizer,
+        AtLosses,
+        AtSteps,
+        AtTimes,
+        LogSpaced,
+        Stop,
+    )
+}
+
+
+def encode(value: Any) -> Any:
+    """Plain JSON data; `ValueError` for what JSON cannot hold."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        if not math.isfinite(value):
+            raise ValueError(f"Experiments hold finite numbers, got {value}.")
+        return float(value)
+    if isinstance(value, dict):
+        return {str(name): encode(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, eqx.Module) and type(value).__name__ in KINDS:
+        fields = [field.name for field in dataclasses.fields(value)]
+        return {"kind": type(value).__name__} | {
+            name: encode(getattr(value, name)) for name in fields
+        }
+    raise ValueError(
+        f"{value!r} cannot be stored in an experiment. Use names and numbers: "
+        "Optimizer('adam', {'learning_rate': 1e-3}) instead of an optax object, the name of an "
+        "integrator instead of a solver, the name of a measure instead of a function."
+    )
+
+
+def decode(data: Any) -> Any:
+    """The inverse of `encode`; constructors check what they are given."""
+    if isinstance(data, list):
+        return tuple(decode(item) for item in data)
+    if not isinstance(data, dict):
+        return data
+    fields = {name: decode(item) for name, item in data.items() if name != "kind"}
+    if "kind" not in data:
+        return fields
+    cls = KINDS[named("kind", str(data["kind"]), KINDS)]
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        named(f"field of {cls.__name__}", name, known)
+    return cls(**fields)
+
+
+def canonical(data: Any) -> str:
+    """One text per value: sorted names, shortest floats."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of the scalars, the axes one can select by; lists are left out."""
+    flat: dict[str, Any] = {}
+    for name, item in data.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        elif not isinstance(item, list) and item is not None:
+            flat[f"{prefix}{name}"] = item
+    return flat

@@ -1,0 +1,119 @@
+"""Running many experiments: grouped, batched, resumable."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+import tqdm
+
+from factorflow._simulate import RunSpec
+from factorflow._trajectory import Trajectory
+from factorflow.experiments.batch import follow, structure
+from factorflow.experiments.experiment import Experiment
+from factorflow.experiments.store import Store
+
+__all__ = ["run"]
+
+_CHUNK = 64
+
+
+class _Chunk(NamedTuple):
+    group: str
+    experiments: list[Experiment]
+    specs: list[RunSpec]
+
+
+def run(
+    experiments: Experiment | Iterable[Experiment],
+    store: Store | str | os.PathLike,
+    *,
+    executor: Executor | None = None,
+    progress: bool = True,
+    chunk: int = _CHUNK,
+) -> Store:
+    """Run what the store does not have yet.
+
+    Experiments of equal structure are stacked, compiled once and followed together, each ending on
+    its own; failed runs are stored with their result code, never dropped. A run that is interrupted
+    loses at most the batches in flight, and running again resumes.
+
+    **Arguments:**
+
+    - `experiments`: one or many.
+    - `store`: a `Store` or the path of one.
+    - `executor`: a `concurrent.futures.Executor`; by default a thread per core.
+    - `progress`: show a progress bar on stderr.
+    - `chunk`: at most this many runs per batch. Results do not depend on it.
+
+    **Returns:** the store.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be 1 or more, got {chunk}.")
+    if not isinstance(store, Store):
+        store = Store(store)
+    if isinstance(experiments, Experiment):
+        experiments = [experiments]
+    pending = {e.key(): e for e in experiments}
+    pending = [e for key, e in pending.items() if key not in store]
+    chunks = _chunks(pending, chunk)
+    pool = executor or ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1))
+    bar = tqdm.tqdm(total=len(pending), unit="run", disable=not progress, file=sys.stderr)
+    try:
+        with bar:
+            _drain(chunks, pool, store, bar)
+    except BaseException:
+        # Compiled code cannot be stopped: leave it behind rather than wait for it.
+        if executor is None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    if executor is None:
+        pool.shutdown()
+    return store
+
+
+def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
+    groups: dict[str, _Chunk] = {}
+    for experiment in experiments:
+        try:
+            spec = experiment.build()
+        except ValueError as error:
+            raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
+        name = structure(spec)
+        group = groups.setdefault(name, _Chunk(name, [], []))
+        group.experiments.append(experiment)
+        group.specs.append(spec)
+    return [
+        _Chunk(name, group.experiments[start : start + size], group.specs[start : start + size])
+        for name, group in groups.items()
+        for start in range(0, len(group.specs), size)
+    ]
+
+
+def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm") -> None:
+    # A structure's first chunk compiles for all of them: the others wait for it.
+    waiting: dict[str, list[_Chunk]] = {}
+    for chunk in chunks:
+        waiting.setdefault(chunk.group, []).append(chunk)
+    running: dict[Future, _Chunk] = {}
+    for group in waiting.values():
+        first = group.pop(0)
+        running[pool.submit(_timed, first.specs)] = first
+    while running:
+        # A short wait keeps the main thread answering to Ctrl-C while compiled code runs.
+        done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+        for future in done:
+            chunk = running.pop(future)
+            trajectories, seconds = future.result()
+            store.add(chunk.experiments, trajectories, seconds)
+            bar.update(len(chunk.experiments))
+            for later in waiting.pop(chunk.group, []):
+                running[pool.submit(_timed, later.specs)] = later
+
+
+def _timed(specs: list[RunSpec]) -> tuple[Trajectory, float]:
+    start = time.perf_counter()
+    trajectories = follow(specs)
+    return trajectories, time.perf_counter() - start

@@ -1,0 +1,64 @@
+"""Runs of unequal shape in one labelled dataset."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["stack_runs"]
+
+# Columns of the index that say where a run lies rather than what it is.
+_PLACES = ("file", "run", "experiment", "batch_seconds")
+
+
+def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
+    """One dataset over `run` from rows of the index and the batches that hold them.
+
+    Shorter runs are padded: NaN for numbers, -1 for step numbers, false for flags. A measure that a
+    run did not take is NaN there.
+    """
+    import xarray as xr
+
+    lanes = [dataset.isel(run=row["run"]) for dataset, row in runs]
+    names = dict.fromkeys(name for lane in lanes for name in lane.variables)
+    coordinates = {"time", "step", "level"}
+    data: dict[str, Any] = {}
+    coords: dict[str, Any] = {}
+    for name in names:
+        if name == "experiment" or str(name).startswith("factor_"):
+            continue
+        values = [np.asarray(lane[name]) if name in lane.variables else None for lane in lanes]
+        dims = next(lane[name].dims for lane in lanes if name in lane.variables)
+        place = coords if name in coordinates else data
+        place[str(name)] = (("run", *dims), _pad(values))
+    for name in runs[0][1]:
+        if name not in _PLACES:
+            column = [row[name] for _, row in runs]
+            coords[name] = ("run", _label(column))
+    return xr.Dataset(data, coords)
+
+
+def _pad(values: list[np.ndarray | None]) -> np.ndarray:
+    present = [value for value in values if value is not None]
+    shape = tuple(max(sizes) for sizes in zip(*(value.shape for value in present), strict=True))
+    dtype = np.result_type(*present)
+    fill: Any = np.nan
+    if np.issubdtype(dtype, np.integer):
+        # Levels are step numbers in some runs and losses in others; NaN needs a float.
+        dtype, fill = (dtype, -1) if len(present) == len(values) else (np.dtype(float), np.nan)
+    elif dtype == bool:
+        fill = False
+    stacked = np.full((len(values), *shape), fill, dtype)
+    for run, value in enumerate(values):
+        if value is not None:
+            stacked[(run, *(slice(size) for size in value.shape))] = value
+    return stacked
+
+
+def _label(column: list[Any]) -> np.ndarray:
+    numbers = [value for value in column if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
+        return np.asarray([np.nan if value is None else value for value in column])
+    return np.asarray(["" if value is None else str(value) for value in column])
