@@ -1,6 +1,6 @@
 """The one numerical entry point."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -11,6 +11,7 @@ from jax import lax
 
 from factorflow._certificate import Certificate, certify_from_invariants
 from factorflow._dynamics import AbstractDynamics, AbstractState
+from factorflow._dynamics.base import where
 from factorflow._factorization import AbstractFactorization
 from factorflow._measure import Measure, Snapshot, as_measures
 from factorflow._observe import DEFAULT_MAX_STEPS, AbstractObservation, Stop
@@ -19,7 +20,7 @@ from factorflow._results import RESULTS, failed
 from factorflow._trajectory import Trajectory
 from factorflow._types import Factors, RandomKey
 
-__all__ = ["RunSpec", "core", "prepare", "simulate"]
+__all__ = ["RunSpec", "core", "follow", "prepare", "simulate"]
 
 
 class RunSpec(eqx.Module):
@@ -102,7 +103,7 @@ def simulate(
     )
     if progress_meter is not None:
         progress_meter(f"following {len(spec.levels)} rows")
-    trajectory = jax.block_until_ready(_compiled(spec))
+    trajectory = jax.tree.map(lambda leaf: leaf[0], follow([spec]))
     if progress_meter is not None:
         progress_meter(f"ended: {trajectory.result_name}")
     if throw and failed(trajectory.result):
@@ -152,80 +153,119 @@ def prepare(
 
 
 def core(spec: RunSpec) -> Trajectory:
-    """The traced run: a scan over rows around a loop of steps.
+    """The traced runs of a stacked spec: a scan over rows around a loop of steps.
 
-    Measures are evaluated once per row, outside any branch: under `vmap` both sides of a branch
-    would run at every step.
+    Everything has a leading axis of lanes. The loop runs while any lane needs it, and a lane that
+    does not is left unchanged by its dynamics: cheaper than `vmap` of a loop, which would copy and
+    select every array of the state at every step. Measures are evaluated once per row, outside any
+    branch, because batched branches run both sides.
     """
-    problem, factorization, dynamics = spec.problem, spec.factorization, spec.dynamics
 
-    def view(state: AbstractState) -> Snapshot:
-        return Snapshot(
-            problem,
-            dynamics.product(factorization, state),
-            factorization=factorization,
-            factors=lambda: dynamics.factors(factorization, state),
-            time=state.time,
-            step=state.step,
+    def unfinished(carry, levels):
+        return jnp.any(_lanes(_unfinished)(spec, *carry, levels))
+
+    def row(carry, levels):
+        state, passed = lax.while_loop(
+            lambda c: unfinished(c, levels), lambda c: _lanes(_advance)(spec, *c, levels), carry
         )
+        return (state, passed), _lanes(_observe)(spec, state, levels)
 
-    def advance(carry):
-        state, passed = carry
-        state = dynamics.advance(problem, factorization, state)
-        return state, _count_checks(spec.stop, state, passed)
-
-    def row(carry, level):
-        def unfinished(carry):
-            state, passed = carry
-            crossed = _crossed(spec.observed_at, state, level)
-            return ~crossed & ~_ended(spec.stop, state, passed)
-
-        state, passed = lax.while_loop(unfinished, advance, carry)
-        reached = _crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
-        located = dynamics.locate(problem, factorization, state, **_target(spec.observed_at, level))
-        snapshot = view(located)
-        observed = {measure.name: measure(snapshot) for measure in spec.measures}
-        return (state, passed), (
-            reached,
-            located.time,
-            located.step,
-            located.loss,
-            _sign(snapshot),
-            observed,
-        )
-
-    state = dynamics.init(problem, factorization, spec.factors, spec.key)
-    initial_sign = _sign(view(state))
-    start = (state, _count_checks(spec.stop, state, jnp.zeros((), jnp.int32)))
+    state, initial_sign = _lanes(_start)(spec)
+    passed = jnp.zeros(state.step.shape, jnp.int32)
+    carry = state, _lanes(_count_checks)(spec.stop, state, passed)
     levels = spec.levels
     if _names_a_limit(spec.stop):
         # The last row need not be the end: a level that is never reached goes on to the limit.
         never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
-        levels = jnp.append(levels, jnp.asarray(never[spec.observed_at], levels.dtype))
-    carry, rows = lax.scan(row, start, levels)
-    reached, times, steps, losses, signs, observed = jax.tree.map(
-        lambda values: values[: len(spec.levels)], rows
+        levels = jnp.pad(levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
+    carry, rows = lax.scan(row, carry, levels.T)
+    # Lanes first, and without the row that only led to the end.
+    rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[: spec.levels.shape[1]], 0, 1), rows)
+    return _lanes(_finish)(spec, *carry, initial_sign, rows)
+
+
+def _lanes(function: Callable) -> Callable:
+    return eqx.filter_vmap(function)
+
+
+def _view(spec: RunSpec, state: AbstractState) -> Snapshot:
+    return Snapshot(
+        spec.problem,
+        spec.dynamics.product(spec.factorization, state),
+        factorization=spec.factorization,
+        factors=lambda: spec.dynamics.factors(spec.factorization, state),
+        time=state.time,
+        step=state.step,
     )
-    state, result = _final(spec, *carry)
-    if dynamics.continuous:
+
+
+def _start(spec: RunSpec) -> tuple[AbstractState, jax.Array]:
+    state = spec.dynamics.init(spec.problem, spec.factorization, spec.factors, spec.key)
+    # Constants such as `RESULTS.successful` are no JAX arrays, and would not get an axis of lanes.
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, state)
+    return state, _sign(_view(spec, state))
+
+
+def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.Array):
+    return ~_crossed(spec.observed_at, state, level) & ~_ended(spec.stop, state, passed)
+
+
+def _advance(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.Array):
+    active = _unfinished(spec, state, passed, level)
+    state = spec.dynamics.advance(spec.problem, spec.factorization, state, active)
+    if spec.stop.loss is None and spec.stop.gradient_norm is None:
+        return state, passed
+    return state, jnp.where(active, _count_checks(spec.stop, state, passed), passed)
+
+
+def _observe(spec: RunSpec, state: AbstractState, level: jax.Array) -> "_Rows":
+    reached = _crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
+    target = {} if spec.observed_at == "step" else {spec.observed_at: level}
+    located = spec.dynamics.locate(spec.problem, spec.factorization, state, **target)
+    snapshot = _view(spec, located)
+    return _Rows(
+        reached=reached,
+        times=located.time,
+        steps=located.step,
+        losses=located.loss,
+        signs=_sign(snapshot),
+        measures={measure.name: measure(snapshot) for measure in spec.measures},
+    )
+
+
+class _Rows(eqx.Module):
+    reached: jax.Array
+    times: jax.Array
+    steps: jax.Array
+    losses: jax.Array
+    signs: jax.Array
+    measures: dict[str, jax.Array]
+
+
+def _finish(
+    spec: RunSpec, state: AbstractState, passed: jax.Array, initial_sign: jax.Array, rows: _Rows
+) -> Trajectory:
+    state, result = _final(spec, state, passed)
+    reached = rows.reached
+    if spec.dynamics.continuous:
         # A step may overshoot the end and cross levels that lie beyond it.
-        reached = reached & _before_end(spec.observed_at, spec.levels, losses, state)
+        reached = reached & _before_end(spec.observed_at, spec.levels, rows.losses, state)
 
     def mask(values):
         shape = (-1,) + (1,) * (values.ndim - 1)
-        blank = jnp.asarray(-1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan)
-        return jnp.where(reached.reshape(shape), values, blank.astype(values.dtype))
+        blank = -1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan
+        return jnp.where(reached.reshape(shape), values, jnp.asarray(blank, values.dtype))
 
-    certificate = _certificate(spec, view(state), initial_sign, signs, reached)
+    end = _view(spec, state)
     return Trajectory(
-        times=mask(times),
-        steps=mask(steps),
+        times=mask(rows.times),
+        steps=mask(rows.steps),
         levels=spec.levels,
-        measures=jax.tree.map(mask, observed),
+        measures=jax.tree.map(mask, rows.measures),
         reached=reached,
-        factors=dynamics.factors(factorization, state),
+        factors=end.factors,
         result=result,
-        certificate=certificate,
+        certificate=_certificate(spec, end, initial_sign, rows.signs, reached),
         stats={"loss": state.loss, "time": state.time, **state.stats()},
         observed_at=spec.observed_at,
         dims={measure.name: measure.dims for measure in spec.measures},
@@ -233,6 +273,20 @@ def core(spec: RunSpec) -> Trajectory:
 
 
 _compiled = eqx.filter_jit(core)
+
+
+def follow(specs: Sequence[RunSpec]) -> Trajectory:
+    """The trajectories of runs of one structure, with a leading axis; each lane stops on its own.
+
+    A single run is padded to two lanes: lanes are bitwise independent of the width of a batch from
+    two on (measured for 2 to 256), while one lane alone compiles to other code.
+    """
+    padded = [*specs, *[specs[0]] * (2 - len(specs))]
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
+    )
+    batched = jax.block_until_ready(_compiled(stacked))
+    return jax.tree.map(lambda leaf: leaf[: len(specs)], jax.device_get(batched))
 
 
 def as_arrays(tree: Any, dtype) -> Any:
@@ -293,10 +347,6 @@ def _crossed(observed_at: str, state: AbstractState, level) -> jax.Array:
     return (state.time if observed_at == "time" else state.step) >= level
 
 
-def _target(observed_at: str, level) -> dict[str, Any]:
-    return {} if observed_at == "step" else {observed_at: level}
-
-
 def _holds(stop: Stop, state: AbstractState) -> tuple[jax.Array, jax.Array]:
     never = jnp.asarray(False)
     loss = never if stop.loss is None else state.loss <= stop.loss
@@ -345,19 +395,15 @@ def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
         over = state.time >= stop.max_time
         result = RESULTS.where(over, RESULTS.time_limit_reached, result)
         at_time = dynamics.locate(spec.problem, spec.factorization, state, time=stop.max_time)
-        state = _choose(over, at_time, state)
+        state = where(over, at_time, state)
         # Within the same step the loss may be reached only after the time limit.
         loss_held = loss_held & (state.loss <= stop.loss) if stop.loss is not None else loss_held
     if stop.loss is not None:
         at_loss = dynamics.locate(spec.problem, spec.factorization, state, loss=stop.loss)
-        state = _choose(done & loss_held, at_loss, state)
+        state = where(done & loss_held, at_loss, state)
     result = RESULTS.where(done & loss_held, RESULTS.loss_reached, result)
     result = RESULTS.where(state.result == RESULTS.successful, result, state.result)
     return state, RESULTS.where(jnp.isfinite(state.loss), result, RESULTS.loss_nonfinite)
-
-
-def _choose(condition, first, second):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
 def _before_end(observed_at: str, levels, losses, state: AbstractState) -> jax.Array:

@@ -18,10 +18,10 @@ from factorflow.reference._inputs import require_at_least
 from tolerances import assert_close
 
 CASES = {
-    "main-2x2": ref.bounds_for(dim=2, loose=True),
-    "main-3x3": ref.bounds_for(dim=3, loose=True),
-    "perturbed-2x2": ref.bounds_for(dim=2, z=-2.0, z_prime=0.5, eps=0.05),
-    "perturbed-3x3": ref.bounds_for(dim=3, z=-2.0, z_prime=0.5, eps=0.05),
+    "main-2x2": ref.bounds_for(dim=2, schatten=[0.5], loose=True),
+    "main-3x3": ref.bounds_for(dim=3, schatten=[], loose=True),
+    "perturbed-2x2": ref.bounds_for(dim=2, z=-2.0, z_prime=0.5, eps=0.05, schatten=[]),
+    "perturbed-3x3": ref.bounds_for(dim=3, z=-2.0, z_prime=0.5, eps=0.05, schatten=[]),
     "norms": tuple(ref.norm_bound(0.5, 3.0, 2.0, constants=c) for c in ("sharp", "paper")),
 }
 every_bound = pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from factorflow._product import AbstractProduct
 from factorflow._results import RESULTS
 from factorflow._types import Factors, FloatScalar, IntScalar, RandomKey
 
-__all__ = ["AbstractDynamics", "AbstractState", "tree_norm"]
+__all__ = ["AbstractDynamics", "AbstractState", "tree_norm", "where"]
 
 
 class AbstractState(eqx.Module):
@@ -64,9 +64,16 @@ class AbstractDynamics(eqx.Module):
 
     @abc.abstractmethod
     def advance(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, state: Any
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: Any,
+        active: jax.Array,
     ) -> Any:
-        """One step of descent, or one attempted step of an integrator."""
+        """One step of descent, or one attempted step of an integrator, where `active`.
+
+        Where not, the state is returned as it is: other lanes of the batch go on.
+        """
 
     @abc.abstractmethod
     def product(self, factorization: AbstractFactorization, state: Any) -> AbstractProduct: ...
@@ -88,6 +95,11 @@ class AbstractDynamics(eqx.Module):
 
         Descent has nothing between its steps and returns the state itself.
         """
+
+
+def where(condition: jax.Array, first: Any, second: Any) -> Any:
+    """`jnp.where` over the leaves of two equal structures."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
 def tree_norm(tree: Any) -> FloatScalar:

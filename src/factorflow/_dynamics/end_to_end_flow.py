@@ -115,9 +115,13 @@ class EndToEndFlow(AbstractDynamics):
         return self._integrator(problem, factorization, product).init(product)
 
     def advance(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: FlowState,
+        active: jax.Array,
     ) -> FlowState:
-        return self._integrator(problem, factorization, state.y).advance(state)
+        return self._integrator(problem, factorization, state.y).advance(state, active)
 
     def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
         return Dense(state.y)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from factorflow._dynamics.base import AbstractState, tree_norm
+from factorflow._dynamics.base import AbstractState, tree_norm, where
 from factorflow._results import RESULTS
 from factorflow._types import FloatScalar, IntScalar
 
@@ -88,8 +88,11 @@ class Integrator(eqx.Module):
             field_norm=tree_norm(self.field(y)),
         )
 
-    def advance(self, state: FlowState) -> FlowState:
+    def advance(self, state: FlowState, active: jax.Array) -> FlowState:
         """One attempted step; a rejected one changes only the next step's size."""
+        return where(active, self._attempt(state), state)
+
+    def _attempt(self, state: FlowState) -> FlowState:
         terms = self._terms()
         y, error, _, solver_state, solver_result = self.solver.step(
             terms,
@@ -120,10 +123,7 @@ class Integrator(eqx.Module):
         stuck = next_time <= time
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, result)
 
-        def choose(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
-
-        y = choose(y, state.y)
+        y = where(keep, y, state.y)
         return FlowState(
             step=state.step + keep.astype(jnp.int32),
             time=time,
@@ -134,9 +134,9 @@ class Integrator(eqx.Module):
             next_time=next_time,
             previous_time=jnp.where(keep, state.time, state.previous_time),
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
-            previous_y=choose(state.y, state.previous_y),
+            previous_y=where(keep, state.y, state.previous_y),
             made_jump=made_jump,
-            solver_state=choose(solver_state, state.solver_state),
+            solver_state=where(keep, solver_state, state.solver_state),
             controller_state=controller_state,
             field_norm=jnp.where(keep, tree_norm(self.field(y)), state.field_norm),
         )
@@ -203,7 +203,7 @@ class Integrator(eqx.Module):
         early = level >= state.previous_loss
         time = jnp.where(early, state.previous_time, time)
         loss = jnp.where(early, state.previous_loss, loss)
-        y = jax.tree.map(lambda a, b: jnp.where(early, a, b), state.previous_y, y)
+        y = where(early, state.previous_y, y)
         return self._moved(state, time, y, loss)
 
     def _restep(self, state: FlowState, time: FloatScalar) -> Any:
@@ -218,7 +218,7 @@ class Integrator(eqx.Module):
             jnp.asarray(True),
         )
         unmoved = time <= state.previous_time
-        return jax.tree.map(lambda a, b: jnp.where(unmoved, a, b), state.previous_y, y)
+        return where(unmoved, state.previous_y, y)
 
     def _moved(self, state: FlowState, time: FloatScalar, y: Any, loss: FloatScalar) -> FlowState:
         return eqx.tree_at(lambda s: (s.time, s.y, s.loss), state, (time, y, loss))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm
+from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm, where
 from factorflow._dynamics.optimizers import Optimizer, effective_step_size
 from factorflow._factorization import AbstractFactorization
 from factorflow._problem import AbstractProblem
@@ -116,6 +116,7 @@ class GradientDescent(AbstractDynamics):
         problem: AbstractProblem,
         factorization: AbstractFactorization,
         state: _DescentState,
+        active: jax.Array,
     ) -> _DescentState:
         key, gradient = state.key, state.gradient
         if self._stochastic:
@@ -125,7 +126,8 @@ class GradientDescent(AbstractDynamics):
             )
             _, gradient = _loss_and_gradient(sampled, factorization, state.factors)
         if self._plain:
-            optimizer_state, step_size = None, self.optimizer
+            # A step of size zero leaves an inactive lane as it is, and costs nothing.
+            optimizer_state, step_size = None, jnp.where(active, self.optimizer, 0)
             factors = jax.tree.map(lambda w, g: w - step_size * g, state.factors, gradient)
         else:
             updates, optimizer_state = self._transformation().update(
@@ -134,8 +136,8 @@ class GradientDescent(AbstractDynamics):
             factors = optax.apply_updates(state.factors, updates)
             step_size = effective_step_size(optimizer_state, state.time.dtype)
         loss, gradient = _loss_and_gradient(problem, factorization, factors)
-        return _DescentState(
-            step=state.step + 1,
+        new = _DescentState(
+            step=state.step + active.astype(state.step.dtype),
             time=state.time + step_size,
             loss=loss,
             result=state.result,
@@ -144,6 +146,7 @@ class GradientDescent(AbstractDynamics):
             optimizer_state=optimizer_state,
             key=key,
         )
+        return new if self._plain and not self._stochastic else where(active, new, state)
 
     def product(
         self, factorization: AbstractFactorization, state: _DescentState

@@ -74,9 +74,13 @@ class GradientFlow(AbstractDynamics):
         return self._integrator(problem, factorization, factors).init(factors)
 
     def advance(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: FlowState,
+        active: jax.Array,
     ) -> FlowState:
-        return self._integrator(problem, factorization, state.y).advance(state)
+        return self._integrator(problem, factorization, state.y).advance(state, active)
 
     def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
         return Factored(factorization, state.y)

@@ -5,6 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ from factorflow._measure.snapshot import Snapshot
 from factorflow._problem.observations import named
 from factorflow._types import FloatArray
 
-__all__ = ["MEASURES", "Family", "Measure", "as_measure", "as_measures", "measure"]
+__all__ = ["MEASURES", "Family", "Measure", "Number", "as_measure", "as_measures", "measure"]
+
+# A measure's parameter: 1 stays an integer, so that its name reads `schatten_norm[1]`.
+Number: TypeAlias = float | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Family:
     parameters: tuple[str, ...]
     summary: str
     citation: str | None
-    example: tuple[float, ...]
+    example: tuple[Number, ...]
 
     @property
     def usage(self) -> str:
@@ -69,7 +73,11 @@ def measure(*, dims=(), citation: str | None = None, example=()):
     def register(function: Callable) -> Callable[..., Measure]:
         name = function.__name__
         parameters = tuple(inspect.signature(function).parameters)[1:]
-        summary = inspect.cleandoc(function.__doc__ or "").splitlines()[0]
+        summary = inspect.cleandoc(function.__doc__ or "").partition("\n")[0]
+        if not summary:
+            raise ValueError(
+                f"Measure {name!r} needs a docstring: its first line is its summary, the formula."
+            )
         check = getattr(function, "check", None)
         signature = inspect.signature(function)
 
@@ -122,7 +130,7 @@ def as_measure(value: str | Measure | Callable) -> Measure:
                 f"Measure {value!r} does not fit its parameters; write {family.usage!r}."
             ) from None
     if value in _MAKERS():
-        return value()
+        return as_measure(value.__name__)
     if callable(value):
         return Measure(getattr(value, "__name__", type(value).__name__), value)
     raise ValueError(f"A measure is a name, a Measure or a function of a Snapshot, got {value!r}.")
@@ -130,7 +138,7 @@ def as_measure(value: str | Measure | Callable) -> Measure:
 
 def as_measures(values) -> tuple[Measure, ...]:
     """Measures by position; duplicates are refused, because results are stored by name."""
-    if isinstance(values, str | Measure):
+    if isinstance(values, str) or callable(values):
         values = [values]
     measures = tuple(as_measure(value) for value in values)
     names = [item.name for item in measures]
@@ -144,7 +152,7 @@ def _MAKERS() -> tuple[Callable, ...]:
     return tuple(family.make for family in MEASURES.values())
 
 
-def _read(value) -> float | int:
+def _read(value) -> Number:
     """A parameter as the plainest number: 1 for "1", 0.5 for "0.5"."""
     if isinstance(value, jax.Array):
         value = value.item()
@@ -155,5 +163,5 @@ def _read(value) -> float | int:
     return int(number) if number.is_integer() else number
 
 
-def _write(value: float | int) -> str:
+def _write(value: Number) -> str:
     return repr(value)

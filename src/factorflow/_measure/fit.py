@@ -2,14 +2,15 @@
 
 import jax.numpy as jnp
 
-from factorflow._measure.base import checks, measure
+from factorflow._measure.base import Number, checks, measure
+from factorflow._measure.norms import power_norm
 from factorflow._measure.snapshot import Snapshot
 from factorflow._types import FloatArray, FloatScalar
 
 __all__ = ["entry", "gradient_norm", "held_out_loss", "loss", "reconstruction_error"]
 
 
-def _integers(*index: float) -> None:
+def _integers(*index: Number) -> None:
     if len(index) < 2 or not all(isinstance(i, int) and i >= 0 for i in index):
         raise ValueError(
             f"entry takes two or more indices counted from 0, one per mode, got {list(index)}."
@@ -40,8 +41,7 @@ def reconstruction_error(snapshot: Snapshot) -> FloatScalar:
         raise ValueError(
             "reconstruction_error needs a problem with a target; give `target=` to the problem."
         )
-    difference = (snapshot.dense - target).ravel()
-    return jnp.linalg.norm(difference) / jnp.linalg.norm(target.ravel())
+    return _size(snapshot.dense - target) / _size(target)
 
 
 @measure()
@@ -53,10 +53,15 @@ def held_out_loss(snapshot: Snapshot) -> FloatScalar:
 @measure()
 def gradient_norm(snapshot: Snapshot) -> FloatScalar:
     r"""$\|\nabla_W \ell\|_F$, the gradient with respect to the product."""
-    return jnp.linalg.norm(snapshot.gradient.ravel())
+    return _size(snapshot.gradient)
 
 
 @measure(dims=("row", "column"))
 def product(snapshot: Snapshot) -> FloatArray:
     """Every entry of a matrix product."""
     return snapshot.dense
+
+
+def _size(array: FloatArray) -> FloatScalar:
+    # The Frobenius norm, where a plain sum of squares underflows to 0 or overflows.
+    return power_norm(jnp.abs(array).ravel(), 2)

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from factorflow._measure.base import checks, measure
+from factorflow._measure.base import Number, checks, measure
 from factorflow._measure.snapshot import Snapshot
 from factorflow._types import FloatScalar
 
@@ -15,17 +15,18 @@ __all__ = [
     "ky_fan_norm",
     "max_norm",
     "nuclear_norm",
+    "power_norm",
     "schatten_norm",
     "spectral_norm",
 ]
 
 
-def _positive(p: float) -> None:
+def _positive(p: Number) -> None:
     if not p > 0:
         raise ValueError(f"p must be positive, got {p}: only p > 0 gives a norm or quasi-norm.")
 
 
-def _positive_integer(k: float) -> None:
+def _positive_integer(k: Number) -> None:
     if not (isinstance(k, int) and k >= 1):
         raise ValueError(f"k must be an integer of 1 or more, got {k}.")
 
@@ -33,7 +34,7 @@ def _positive_integer(k: float) -> None:
 @measure()
 def frobenius_norm(snapshot: Snapshot) -> FloatScalar:
     r"""Frobenius norm $(\sum_{ij} w_{ij}^2)^{1/2}$, the Euclidean norm of the entries."""
-    return _power_norm(jnp.abs(snapshot.dense).ravel(), 2)
+    return power_norm(jnp.abs(snapshot.dense).ravel(), 2)
 
 
 @measure()
@@ -50,19 +51,20 @@ def spectral_norm(snapshot: Snapshot) -> FloatScalar:
 
 @measure(example=(0.5,))
 @checks(_positive)
-def schatten_norm(snapshot: Snapshot, p: float) -> FloatScalar:
+def schatten_norm(snapshot: Snapshot, p: Number) -> FloatScalar:
     r"""Schatten-p (quasi-)norm $(\sum_i \sigma_i^p)^{1/p}$ for any p > 0; a norm for p >= 1."""
     if math.isinf(p):
         return snapshot.singular_values[0]
-    # In logarithms: sigma^p underflows long before the sum does, and small p overflows.
-    return jnp.exp(logsumexp(p * snapshot.log_singular_values) / p)
+    # In logarithms: sigma^p underflows long before the sum does, and small p overflows. As a
+    # float: a large integer p does not fit JAX's integers.
+    return jnp.exp(logsumexp(float(p) * snapshot.log_singular_values) / float(p))
 
 
 @measure(example=(1.5,))
 @checks(_positive)
-def entrywise_norm(snapshot: Snapshot, p: float) -> FloatScalar:
+def entrywise_norm(snapshot: Snapshot, p: Number) -> FloatScalar:
     r"""Entrywise l_p (quasi-)norm $(\sum_{ij} |w_{ij}|^p)^{1/p}$ for any p > 0."""
-    return _power_norm(jnp.abs(snapshot.dense).ravel(), p)
+    return power_norm(jnp.abs(snapshot.dense).ravel(), p)
 
 
 @measure(example=(1,))
@@ -81,7 +83,8 @@ def max_norm(snapshot: Snapshot) -> FloatScalar:
     return jnp.max(jnp.abs(snapshot.dense))
 
 
-def _power_norm(sizes, p: float) -> FloatScalar:
+def power_norm(sizes, p: Number) -> FloatScalar:
+    """The l_p (quasi-)norm of nonnegative `sizes`, at any scale."""
     # Scaled by the largest entry, so that powers neither underflow nor overflow.
     if math.isinf(p):
         return jnp.max(sizes)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.nn import log_softmax
 from jax.scipy.special import logsumexp
 
-from factorflow._measure.base import checks, measure
+from factorflow._measure.base import Number, checks, measure
 from factorflow._measure.snapshot import Snapshot
 from factorflow._types import FloatScalar
 
@@ -25,19 +25,19 @@ _RUDELSON_VERSHYNIN = """@article{rudelson2007sampling,
 }"""
 
 
-def _relative_tolerance(tolerance: float = 1e-6) -> None:
+def _relative_tolerance(tolerance: Number = 1e-6) -> None:
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is relative to sigma_1, in (0, 1), got {tolerance}.")
 
 
-def _nonnegative_integer(k: float) -> None:
+def _nonnegative_integer(k: Number) -> None:
     if not (isinstance(k, int) and k >= 0):
         raise ValueError(f"k must be an integer of 0 or more, got {k}.")
 
 
 @measure(example=(1e-6,))
 @checks(_relative_tolerance)
-def rank(snapshot: Snapshot, tolerance: float = 1e-6) -> FloatScalar:
+def rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatScalar:
     r"""Number of singular values above `tolerance` times the largest (default 1e-6); 0 for zero."""
     logs = snapshot.log_singular_values
     above = logs > logs[0] + jnp.log(jnp.asarray(tolerance, logs.dtype))
@@ -46,7 +46,7 @@ def rank(snapshot: Snapshot, tolerance: float = 1e-6) -> FloatScalar:
 
 @measure(citation=_ROY_VETTERLI)
 def effective_rank(snapshot: Snapshot) -> FloatScalar:
-    r"""Effective rank $\exp(-\sum_i p_i \ln p_i)$, $p_i = \sigma_i / \sum_j \sigma_j$; 0 for zero."""
+    r"""Effective rank $\exp(-\sum_i p_i \ln p_i)$, $p_i = \sigma_i / \sum \sigma$; 0 for zero."""
     return _excess(snapshot.log_singular_values) + 1
 
 

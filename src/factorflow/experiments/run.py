@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import tqdm
 
-from factorflow._simulate import RunSpec
+from factorflow._simulate import RunSpec, follow
 from factorflow._trajectory import Trajectory
-from factorflow.experiments.batch import follow, structure
+from factorflow.experiments.batch import structure
 from factorflow.experiments.experiment import Experiment
 from factorflow.experiments.store import Store
 

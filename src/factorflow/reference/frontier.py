@@ -55,8 +55,9 @@ def frontier_loss(entry: ArrayLike) -> Float[Array, "..."]:
         `razin2020implicit` in `factorflow.reference.BIBTEX`.
     """
     a = jnp.abs(as_float(entry))
-    # The hyperbolic branch is evaluated at a >= 1/2 only, so that its gradient is finite too.
-    large = jnp.maximum(a, _BRANCH_ENTRY)
+    # The hyperbolic branch never sees a < 1/2, where its gradient is no longer finite, nor an
+    # infinity; at the upper end its result has long underflowed to zero.
+    large = jnp.clip(a, _BRANCH_ENTRY, 0.25 * jnp.finfo(a.dtype).max)
     angle = jnp.arcsinh(1.5 * math.sqrt(3.0) / large) / 3.0
     s = (2.0 / math.sqrt(3.0)) * large * jnp.sinh(angle)
     gap = s * (s / large) ** 2

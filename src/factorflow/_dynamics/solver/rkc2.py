@@ -19,17 +19,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 __all__ = ["RKC2"]
 
-_Scalar = float | int | Array | np.ndarray | np.generic
+_Scalar = float | int | Array | np.ndarray
 
-# The damping of Sommeijer, Shampine and Verwer: inside the stability interval every stiff mode
-# shrinks by 5% or more per step, at the price of 2% of the interval.
-_DAMPING = 2 / 13
-# s stages are stable for h * rho <= (s^2 - 1) / 1.54: a lower bound of the interval for every s.
-_INTERVAL = 1.54
-# The first power iteration has no warm start. 32 products cost less than a handful of steps.
-_COLD_ITERATIONS = 32
-# A Jacobian-vector product computes the gradient as well: it is charged as two gradients.
-_JVP_COST = 2
+_DAMPING = 2 / 13  # stiff modes shrink by 5% per step or more, for 2% of the stability interval
+_INTERVAL = 1.54  # s stages are stable for h * rho <= (s^2 - 1) / 1.54, whatever s is
+_COLD_ITERATIONS = 32  # of the first power iteration: cheaper than a handful of steps
+_JVP_COST = 2  # in gradients: a Jacobian-vector product computes the gradient as well
 
 
 class _RKC2State(eqx.Module):
@@ -53,8 +48,8 @@ class RKC2(dfx.AbstractAdaptiveSolver):
 
     with the Chebyshev polynomial $T_s$: $P_s(z) = 1 + z + z^2 / 2 + O(z^3)$, and $|P_s| < 1$ for
     $-(s^2 - 1) / 1.54 \le z < 0$. Each step takes the smallest $s$ that is stable for the spectral
-    radius $\rho$ of the Jacobian, found by power iteration on `jax.jvp`. The local error estimate
-    is $\frac{4}{5} (y_0 - y_1) + \frac{2}{5} h (f_0 + f_1) = O(h^3)$; dense output is cubic Hermite.
+    radius $\rho$ of the Jacobian, found by power iteration on `jax.jvp`. The estimate of the local
+    error is $\frac{4}{5} (y_0 - y_1) + \frac{2}{5} h (f_0 + f_1)$, dense output is cubic Hermite.
 
     A step that needs more than `max_stages` is refused before it costs a stage. It returns
     `y1 = y0` and `y_error = inf`, so that an adaptive controller shrinks it, and the result
@@ -67,7 +62,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
 
     **Arguments:**
 
-    - `max_stages`: bounds the cost of a rejected step. The default allows $h \rho \le 5 \cdot 10^5$.
+    - `max_stages`: bounds the cost of a rejected step; 1000 allow $h \rho \le 5 \cdot 10^5$.
     - `safety`: factor on the spectral radius, which power iteration approaches from below.
     - `refresh_every`: accepted steps between two estimates of the spectral radius, which is also
       estimated anew after a rejected step and after a jump.
@@ -79,10 +74,9 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         >>> import diffrax, jax.numpy as jnp
         >>> from factorflow._dynamics.solver import RKC2
         >>> term = diffrax.ODETerm(lambda t, y, args: -jnp.array([1.0, 1e4]) * y)
-        >>> controller = diffrax.PIDController(rtol=1e-5, atol=1e-8)
+        >>> control = diffrax.PIDController(rtol=1e-5, atol=1e-8)
         >>> solution = diffrax.diffeqsolve(
-        ...     term, RKC2(), 0.0, 1.0, None, jnp.ones(2), stepsize_controller=controller
-        ... )
+        ...     term, RKC2(), 0.0, 1.0, None, jnp.ones(2), stepsize_controller=control)
         >>> print(solution.ys[0, 0].round(3))
         0.368
 
@@ -95,10 +89,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
           title={{RKC}: An explicit solver for parabolic {PDE}s},
           author={Sommeijer, B. P. and Shampine, L. F. and Verwer, J. G.},
           journal={Journal of Computational and Applied Mathematics},
-          volume={88},
-          number={2},
-          pages={315--326},
-          year={1998},
+          volume={88}, number={2}, pages={315--326}, year={1998},
           doi={10.1016/S0377-0427(97)00219-7}
         }
         ```
@@ -120,9 +111,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         return 2
 
     def error_order(self, terms: dfx.AbstractTerm) -> int:
-        # The estimate is of the error of the second-order result itself, not of an embedded
-        # first-order one as diffrax's default assumes.
-        return 3
+        return 3  # of the second-order result itself, not of an embedded first-order one
 
     def func(self, terms: dfx.AbstractTerm, t0: _Scalar, y0: PyTree, args: Any) -> PyTree:
         return terms.vf(t0, y0, args)
@@ -134,13 +123,10 @@ class RKC2(dfx.AbstractAdaptiveSolver):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise ValueError(f"`RKC2` needs real arrays, got {jnp.result_type(leaf)}.")
         y, field, _ = _flat(terms, y0, args)
-        derivative = field(t0, y)
-        guess = _scrambled(y), jnp.zeros((), y.dtype)
-        eigenvector, radius = _power_iteration(
-            partial(field, t0), y, derivative, guess, _COLD_ITERATIONS
-        )
+        f0, guess = field(t0, y), (_scrambled(y), jnp.zeros((), y.dtype))
+        eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, _COLD_ITERATIONS)
         return _RKC2State(
-            derivative=derivative,
+            derivative=f0,
             eigenvector=eigenvector,
             spectral_radius=radius,
             age=jnp.zeros((), jnp.int32),

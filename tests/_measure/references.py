@@ -1,0 +1,285 @@
+"""Every measure computed a second time: numpy and scipy on the dense matrix, in double precision.
+
+A new measure gets a row in `REFERENCES`, and one in `PARAMETERS` if it takes any; the tests of its
+module and the registry test then pick it up.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+
+import factorflow as ff
+from factorflow._measure import MEASURES, Measure
+from tolerances import assert_close
+
+# Read after conftest has chosen the precision of this job.
+DTYPE = np.dtype(jnp.result_type(float))
+# What a reference answers where rounding decides, not the measure: anything but NaN is right.
+ANY = np.nan
+
+
+class Case:
+    """A product given by its entries or by deep factors, on a completion problem with a target.
+
+    Arrays are rounded to the job's dtype once; references see exactly these numbers in float64.
+    """
+
+    def __init__(self, name: str, factors, rank: int, *, deep: bool):
+        self.name = name
+        self.rank = rank
+        self.deep = deep
+        self.factors = tuple(np.asarray(factor, DTYPE) for factor in factors)
+        self.matrix = functools.reduce(
+            lambda product, factor: factor @ product,
+            (factor.astype(np.float64) for factor in self.factors),
+        )
+        self.shape = self.matrix.shape
+        rng = np.random.default_rng(7)
+        self.target = rng.normal(size=self.shape).astype(DTYPE)
+        places = list(itertools.product(*map(range, self.shape)))
+        self.observed = places[::2]
+        self.hidden = places[1::2]
+        self.values = rng.normal(size=len(self.observed)).astype(DTYPE)
+
+    @property
+    def square(self) -> bool:
+        return self.shape[0] == self.shape[1]
+
+    @functools.cached_property
+    def gradient(self) -> np.ndarray:
+        gradient = np.zeros(self.shape)
+        for place, value in zip(self.observed, self.values, strict=True):
+            gradient[place] = self.matrix[place] - float(value)
+        return gradient
+
+    def snapshot(self, factors) -> ff.Snapshot:
+        problem = ff.Completion(self.shape, self.observed, self.values, target=self.target)
+        if not self.deep:
+            return ff.Snapshot(problem, ff.Dense(factors[0]))
+        hidden = tuple(factor.shape[0] for factor in self.factors[:-1])
+        factorization = ff.DeepMatrix(self.shape, depth=len(self.factors), hidden=hidden)
+        product = ff.Factored(factorization, factors)
+        return ff.Snapshot(problem, product, factorization=factorization, factors=factors)
+
+
+def _cases() -> list[Case]:
+    shapes = {
+        "2x2": ((2, 2), 2),
+        "3x3": ((3, 3), 3),
+        "4x2": ((4, 2), 2),
+        "2x4": ((2, 4), 2),
+        "1x1": ((1, 1), 1),
+        "5x5-of-rank-3": ((5, 5), 3),
+        "zero": ((3, 3), 0),
+    }
+    cases = []
+    for seed, (name, ((rows, columns), rank)) in enumerate(shapes.items()):
+        rng = np.random.default_rng(seed)
+        # Wide hidden layers keep the condition number of the product below 100.
+        first = rank if 0 < rank < min(rows, columns) else 8
+        widths = (columns, first, 8, rows)
+        factors = [
+            rng.normal(size=(after, before)) / np.sqrt(before)
+            for before, after in itertools.pairwise(widths)
+        ]
+        if rank == 0:
+            factors[-1] *= 0
+        matrix = functools.reduce(lambda product, factor: factor @ product, factors)
+        cases.append(Case(f"{name}-dense", (matrix,), rank, deep=False))
+        cases.append(Case(f"{name}-deep", factors, rank, deep=True))
+    return cases
+
+
+CASES = {case.name: case for case in _cases()}
+
+
+def _sigma(case: Case) -> np.ndarray:
+    return scipy.linalg.svdvals(case.matrix)
+
+
+def _log(values) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(np.abs(values))
+
+
+def _truncated(case: Case, k: int) -> np.ndarray:
+    """The best approximation of rank k, by Eckart and Young."""
+    left, values, right = np.linalg.svd(case.matrix, full_matrices=False)
+    return (left[:, :k] * values[:k]) @ right[:k]
+
+
+def _schatten(case: Case, p: float):
+    if p < 1 and 0 < case.rank < min(case.shape):
+        return ANY  # eps^p / p is not small; diagonal matrices test this in test_norms.py
+    return np.linalg.norm(_sigma(case), p)
+
+
+def _effective_rank(case: Case) -> float:
+    return float(np.exp(scipy.stats.entropy(_sigma(case)))) if case.rank else 0.0
+
+
+def _log_singular_values(case: Case) -> np.ndarray:
+    logs = _log(_sigma(case))
+    if case.rank:
+        logs[case.rank :] = ANY
+    return logs
+
+
+def _gradient_alignment(case: Case) -> np.ndarray:
+    left, _, right = np.linalg.svd(case.matrix, full_matrices=False)
+    along = np.array([u @ case.gradient @ v for u, v in zip(left.T, right, strict=True)])
+    along[case.rank :] = ANY  # the null space has no preferred vectors
+    return along / np.linalg.norm(case.gradient)
+
+
+def _held_out(case: Case) -> float:
+    errors = [case.matrix[place] - float(case.target[place]) for place in case.hidden]
+    return sum(error**2 for error in errors) / 2
+
+
+def _balancedness_gap(case: Case) -> float:
+    factors = [factor.astype(np.float64) for factor in case.factors]
+    return max(
+        np.linalg.norm(outer.T @ outer - inner @ inner.T, 2)
+        for inner, outer in itertools.pairwise(factors)
+    )
+
+
+def _singular(case: Case) -> bool:
+    return 0 < case.rank < case.shape[0]
+
+
+REFERENCES: dict[str, Callable] = {
+    # norms
+    "frobenius_norm": lambda case: np.linalg.norm(case.matrix, "fro"),
+    "nuclear_norm": lambda case: np.linalg.norm(case.matrix, "nuc"),
+    "spectral_norm": lambda case: np.linalg.norm(case.matrix, 2),
+    "schatten_norm": _schatten,
+    "entrywise_norm": lambda case, p: np.linalg.norm(case.matrix.ravel(), p),
+    "ky_fan_norm": lambda case, k: np.linalg.norm(_truncated(case, k), "nuc"),
+    "max_norm": lambda case: np.max(np.abs(case.matrix)),
+    # ranks
+    "rank": lambda case, t=1e-6: np.linalg.matrix_rank(case.matrix, tol=t * _sigma(case)[0]),
+    "effective_rank": _effective_rank,
+    "effective_rank_excess": lambda case: _effective_rank(case) - 1,
+    "stable_rank": lambda case: (
+        np.sum(case.matrix**2) / np.linalg.norm(case.matrix, 2) ** 2 if case.rank else 0.0
+    ),
+    "distance_to_rank": lambda case, k: np.linalg.norm(case.matrix - _truncated(case, k)),
+    # spectrum
+    "singular_values": _sigma,
+    "log_singular_values": _log_singular_values,
+    "gradient_alignment": _gradient_alignment,
+    "determinant": lambda case: np.linalg.det(case.matrix),
+    "log_abs_determinant": lambda case: (
+        ANY if _singular(case) else _log(np.linalg.det(case.matrix))
+    ),
+    "determinant_sign": lambda case: (
+        ANY if _singular(case) else np.sign(np.linalg.det(case.matrix))
+    ),
+    # fit
+    "loss": lambda case: np.sum(case.gradient**2) / 2,
+    "entry": lambda case, *index: case.matrix[index],
+    "reconstruction_error": lambda case: (
+        np.linalg.norm(case.matrix - case.target.astype(np.float64))
+        / np.linalg.norm(case.target.astype(np.float64))
+    ),
+    "held_out_loss": _held_out,
+    "gradient_norm": lambda case: np.linalg.norm(case.gradient),
+    "product": lambda case: case.matrix,
+    # conserved
+    "balancedness_gap": _balancedness_gap,
+}
+
+_POWERS = [(0.1,), (0.5,), (1,), (2,), (3.7,), (float("inf"),)]
+
+# The parameters to test a family with, for a case; other families take their example, or none.
+PARAMETERS: dict[str, Callable[[Case], list[tuple]]] = {
+    "schatten_norm": lambda case: _POWERS,
+    "entrywise_norm": lambda case: _POWERS,
+    "ky_fan_norm": lambda case: [(k + 1,) for k in range(min(case.shape))],
+    "distance_to_rank": lambda case: [(k,) for k in range(min(case.shape))],
+    "rank": lambda case: [(), (1e-3,), (0.7,)],
+    "entry": lambda case: list({(0, 0), (0, case.shape[1] - 1), (case.shape[0] - 1, 0)}),
+}
+
+APPLIES: dict[str, Callable[[Case], bool]] = {
+    "determinant": lambda case: case.square,
+    "log_abs_determinant": lambda case: case.square,
+    "determinant_sign": lambda case: case.square,
+    "balancedness_gap": lambda case: case.deep,
+}
+
+
+def measures_of(family: str, case: Case) -> list[tuple[Measure, tuple]]:
+    """The measures of a family that apply to a case, with their parameters."""
+    if not APPLIES.get(family, lambda case: True)(case):
+        return []
+    parameters = PARAMETERS.get(family, lambda case: [MEASURES[family].example])(case)
+    return [(MEASURES[family].make(*values), values) for values in sorted(parameters)]
+
+
+def rows(module: str) -> list:
+    """A `pytest.param` (case, measure, family, parameters) for every row of `_measure/module`."""
+    return [
+        pytest.param(case, measure, family, values, id=f"{measure.name}-{case.name}")
+        for family in REFERENCES
+        if MEASURES[family].make.__module__ == f"factorflow._measure.{module}"
+        for case in CASES.values()
+        for measure, values in measures_of(family, case)
+    ]
+
+
+@functools.cache
+def evaluated(case: Case) -> dict[str, np.ndarray]:
+    """Every measure of a case, compiled together as a run compiles them."""
+    measures = [measure for family in REFERENCES for measure, _ in measures_of(family, case)]
+
+    def observe(factors):
+        snapshot = case.snapshot(factors)
+        return {measure.name: measure(snapshot) for measure in measures}
+
+    factors = tuple(jnp.asarray(factor) for factor in case.factors)
+    return {name: np.asarray(value) for name, value in jax.jit(observe)(factors).items()}
+
+
+def assert_agrees(case: Case, measure: Measure, family: str, parameters: tuple) -> None:
+    """The compiled measure against its reference, wherever the reference has an answer."""
+    actual = evaluated(case)[measure.name]
+    expected = np.asarray(REFERENCES[family](case, *parameters), np.float64)
+    assert actual.dtype == DTYPE
+    assert actual.shape == expected.shape
+    assert actual.ndim == len(measure.dims)
+    assert not np.isnan(actual).any()
+    determined = ~np.isnan(expected)
+    # Both sides round differently, and singular values amplify by at most the condition number.
+    assert_close(actual[determined], expected[determined], "linear_algebra")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _values(measures: tuple[Measure, ...], matrix) -> list:
+    shape = matrix.shape
+    problem = ff.Completion(shape, [[0, 0]], np.ones(1, matrix.dtype))
+    snapshot = ff.Snapshot(problem, ff.Dense(matrix))
+    return [measure(snapshot) for measure in measures]
+
+
+def values_of(names, matrix) -> np.ndarray:
+    """Measures of a dense matrix, by name, one compilation per list of names and shape."""
+    measures = ff._measure.as_measures(names)
+    return np.asarray(_values(measures, jnp.asarray(matrix, DTYPE)), np.float64)
+
+
+def value_of(name, matrix) -> np.ndarray:
+    return values_of([name], matrix)[0]
+
+
+def orthogonal(rng: np.random.Generator, dim: int) -> np.ndarray:
+    return np.linalg.qr(rng.normal(size=(dim, dim)))[0]

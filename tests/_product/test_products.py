@@ -1,0 +1,141 @@
+"""Products against the arrays they stand for, and the loss through them."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import factorflow as ff
+from factorflow._product import AbstractProduct
+from tolerances import assert_close
+
+
+def factors_of(factorization: ff.DeepMatrix, seed: int, dtype) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(
+        jnp.asarray(rng.standard_normal(struct.shape), dtype) for struct in factorization.shapes()
+    )
+
+
+def array_of_dense(product: ff.Dense) -> np.ndarray:
+    return np.asarray(product.array, np.float64)
+
+
+def array_of_factored(product: ff.Factored) -> np.ndarray:
+    result = np.asarray(product.factors[0], np.float64)
+    for factor in product.factors[1:]:
+        result = np.asarray(factor, np.float64) @ result
+    return result
+
+
+# What each product is, computed with numpy in double precision.
+REFERENCES = {ff.Dense: array_of_dense, ff.Factored: array_of_factored}
+
+
+def products(dtype) -> list[AbstractProduct]:
+    rng = np.random.default_rng(0)
+    factorizations = [
+        ff.DeepMatrix((2, 2), depth=1),
+        ff.DeepMatrix((3, 3), depth=3, hidden=5),
+        ff.DeepMatrix((4, 2), depth=2),
+        ff.DeepMatrix((3, 5), depth=3, hidden=(1, 4)),
+    ]
+    return [
+        ff.Dense(jnp.asarray(rng.standard_normal((2, 2)), dtype)),
+        ff.Dense(jnp.asarray(rng.standard_normal((4, 3)), dtype)),
+        ff.Dense(jnp.asarray(rng.standard_normal((2, 3, 4)), dtype)),
+        *(ff.Factored(fz, factors_of(fz, seed, dtype)) for seed, fz in enumerate(factorizations)),
+    ]
+
+
+def test_every_product_is_among_the_examples(dtype):
+    assert {type(product) for product in products(dtype)} == set(REFERENCES)
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_views(index, dtype):
+    product = products(dtype)[index]
+    expected = REFERENCES[type(product)](product)
+    assert product.dense().dtype == dtype
+    assert_close(product.dense(), expected)
+    every = list(itertools.product(*map(range, expected.shape)))[::-1]
+    assert_close(product.at(jnp.asarray(every)), [expected[i] for i in every])
+    if expected.ndim > 2:
+        return
+    values = np.linalg.svd(expected, compute_uv=False)
+    known = values > 1e-6  # not the zeros of a narrow product
+    logs = np.asarray(product.log_singular_values())
+    assert_close(logs[known], np.log(values[known]), "linear_algebra")
+    if expected.shape[0] == expected.shape[1]:
+        sign, log = product.log_determinant()
+        np_sign, np_log = np.linalg.slogdet(expected)
+        assert float(sign) == np_sign
+        assert_close(log, np_log, "linear_algebra")
+
+
+def test_determinant_of_a_matrix_of_order_one(dtype):
+    product = ff.Dense(jnp.asarray([[-0.5]], dtype))
+    sign, log = product.log_determinant()
+    assert float(sign) == -1.0
+    assert_close(log, math.log(0.5))
+
+
+# --- The loss is the same function of the factors whichever view computes it
+
+FACTORIZATION = ff.DeepMatrix((3, 4), depth=3, hidden=(5, 2))
+INDICES = [[0, 1], [2, 3], [1, 0], [2, 2]]
+VALUES = [1.0, -2.0, 0.5, 0.0]
+
+
+def gradient_by_hand(factors) -> list[np.ndarray]:
+    """(W_L ... W_{j+1})^T G (W_{j-1} ... W_1)^T with G the residuals in their places."""
+    factors = [np.asarray(factor, np.float64) for factor in factors]
+    dense = np.linalg.multi_dot(factors[::-1])
+    residuals = np.zeros_like(dense)
+    for (i, j), value in zip(INDICES, VALUES, strict=True):
+        residuals[i, j] = dense[i, j] - value
+    gradients = []
+    for j in range(len(factors)):
+        after = np.eye(dense.shape[0])
+        for factor in factors[:j:-1]:
+            after = after @ factor
+        before = np.eye(dense.shape[1])
+        for factor in factors[:j]:
+            before = factor @ before
+        gradients.append(after.T @ residuals @ before.T)
+    return gradients
+
+
+@pytest.mark.parametrize("view", ["factored", "dense"])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_gradient_of_the_loss(view, transform, dtype):
+    problem = ff.Completion(FACTORIZATION.shape, INDICES, VALUES)
+
+    def loss(factors):
+        product = ff.Factored(FACTORIZATION, factors)
+        return problem.loss(product if view == "factored" else ff.Dense(product.dense()))
+
+    factors = factors_of(FACTORIZATION, 1, dtype)
+    for actual, expected in zip(
+        transform(jax.grad(loss))(factors), gradient_by_hand(factors), strict=True
+    ):
+        assert_close(actual, expected, scale=10.0)  # residuals of a few units
+
+
+def test_gradient_of_the_loss_under_vmap(dtype):
+    problem = ff.Completion(FACTORIZATION.shape, INDICES, VALUES)
+    lanes = [factors_of(FACTORIZATION, seed, dtype) for seed in range(3)]
+    stacked = tuple(jnp.stack(layer) for layer in zip(*lanes, strict=True))
+    gradients = jax.vmap(jax.grad(lambda f: problem.loss(ff.Factored(FACTORIZATION, f))))(stacked)
+    for lane, factors in enumerate(lanes):
+        for actual, expected in zip(gradients, gradient_by_hand(factors), strict=True):
+            assert_close(actual[lane], expected, scale=10.0)
+
+
+def test_a_product_is_a_pytree_of_its_arrays(dtype):
+    product = ff.Factored(FACTORIZATION, factors_of(FACTORIZATION, 2, dtype))
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, product)
+    assert_close(doubled.dense(), 8 * REFERENCES[ff.Factored](product), scale=10.0)

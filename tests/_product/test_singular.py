@@ -1,0 +1,216 @@
+"""Singular values and determinants against exact rational arithmetic.
+
+The chains are deep: their products are singular to every digit of their entries, their factors are
+not. Every reference below is a rational number computed from the very same factors.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import exact
+from factorflow._product import log_determinant, log_singular_values
+from tolerances import assert_close
+
+
+def gaussian_chain(seed: int, widths, dtype) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(seed)
+    pairs = zip(widths[1:], widths[:-1], strict=True)
+    return tuple(jnp.asarray(rng.standard_normal(pair), dtype) for pair in pairs)
+
+
+def aligned_chain(seed: int, widths, values, dtype) -> tuple[jax.Array, ...]:
+    """Factors that share singular vectors: the product's singular values are `values**depth`."""
+    rng = np.random.default_rng(seed)
+    rank = len(values)
+    bases = [np.linalg.qr(rng.standard_normal((width, rank)))[0] for width in widths]
+    pairs = zip(bases[1:], bases[:-1], strict=True)
+    return tuple(jnp.asarray(left * values @ right.T, dtype) for left, right in pairs)
+
+
+def assert_determinant(factors, tolerance="rounding"):
+    sign, log = log_determinant(factors)
+    expected = exact.determinant(exact.product(factors))
+    assert float(sign) == math.copysign(1.0, expected)
+    assert_close(log, exact.log(abs(expected)), tolerance)
+
+
+# --- Far below the rounding of the entries
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "make",
+    [
+        # sigma_2 / sigma_1 = 0.05^20 = 1e-26
+        lambda seed, dtype: aligned_chain(seed, [2] * 21, [1.0, 0.05], dtype),
+        # The ratio falls by about e with every factor.
+        lambda seed, dtype: gaussian_chain(seed, [2] * 61, dtype),
+    ],
+    ids=["aligned", "gaussian"],
+)
+def test_both_singular_values_of_a_deep_2x2_product(make, seed, dtype):
+    factors = make(seed, dtype)
+    matrix = exact.product(factors)
+    expected = exact.log_singular_values_2x2(matrix)
+    assert expected[1] - expected[0] < math.log(jnp.finfo(dtype).eps) - 5
+    # Some sixty relative errors of the size of a factor's condition number (20) times epsilon,
+    # in a logarithm of about -50.
+    assert_close(log_singular_values(factors), expected)
+    assert_determinant(factors)
+
+
+@pytest.mark.parametrize(
+    ("dim", "values"),
+    [(3, [1.0, 0.9, 0.05]), (5, [1.1, 1.0, 0.95, 0.9, 0.05])],
+    ids=["3x3", "5x5"],
+)
+@pytest.mark.parametrize("hidden", ["square", "wide", "mixed"])
+def test_smallest_singular_value_of_a_deep_product(dim, values, hidden, dtype):
+    depth = 14  # sigma_d / sigma_1 <= 0.05^14 = 6e-19
+    widths = [dim] * (depth + 1)
+    if hidden != "square":
+        widths[1:-1] = [dim + 2 + (hidden == "mixed") * (j % 3 - 2) for j in range(depth - 1)]
+    factors = aligned_chain(dim, widths, values, dtype)
+    matrix = exact.product(factors)
+    resolved = np.log(np.linalg.svd(exact.to_float(matrix), compute_uv=False)[:-1])
+    last = exact.log(abs(exact.determinant(matrix))) - np.sum(resolved)
+    assert last - resolved[0] < math.log(jnp.finfo(dtype).eps) - 5
+    assert_close(log_singular_values(factors), [*resolved, last])
+    assert_determinant(factors)
+
+
+def test_sign_of_a_determinant_that_the_entries_get_wrong(dtype):
+    depth, seeds = 60, 100
+    chains = [gaussian_chain(seed, [2] * (depth + 1), dtype) for seed in range(seeds)]
+    signs, _ = jax.jit(jax.vmap(log_determinant))(
+        tuple(jnp.stack(layer) for layer in zip(*chains, strict=True))
+    )
+    products = [exact.product(chain) for chain in chains]
+    expected = [math.copysign(1.0, exact.determinant(matrix)) for matrix in products]
+    np.testing.assert_array_equal(signs, expected)
+    # These are the cases that matter: the sign of the rounded product is a coin toss.
+    rounded = [np.asarray(exact.to_float(matrix), dtype) for matrix in products]
+    assert np.sum(np.linalg.slogdet(np.stack(rounded))[0] != expected) > seeds / 4
+
+
+# --- Every chain of widths
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        (1, 1),
+        (1, 1, 1),
+        (1, 4, 1),
+        (2, 2),
+        (2, 2, 2),
+        (2, 5, 2),
+        (2, 3, 2, 2),
+        (3, 3),
+        (3, 3, 3, 3),
+        (3, 7, 4, 3),
+        (4, 4, 9, 4),
+        (4, 6, 6, 6, 4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_square_products(widths, seed, dtype):
+    factors = gaussian_chain(seed, widths, dtype)
+    # Gaussian products of these sizes have condition numbers up to about 1e3.
+    assert_determinant(factors, "linear_algebra")
+    matrix = exact.to_float(exact.product(factors))
+    expected = np.log(np.linalg.svd(matrix, compute_uv=False))
+    assert_close(log_singular_values(factors), expected, "linear_algebra")
+
+
+@pytest.mark.parametrize(
+    "widths", [(5, 3), (3, 5), (5, 2, 3), (2, 6, 4), (5, 1, 1), (1, 3), (3, 1)], ids=str
+)
+def test_rectangular_products(widths, dtype):
+    factors = gaussian_chain(7, widths, dtype)
+    logs = log_singular_values(factors)
+    matrix = exact.to_float(exact.product(factors))
+    rank = min(widths)
+    expected = np.log(np.linalg.svd(matrix, compute_uv=False)[:rank])
+    assert logs.shape == (min(matrix.shape),)
+    assert_close(logs[:rank], expected, "linear_algebra")
+    # A narrow hidden width leaves zeros, which the dense product knows only to rounding.
+    floor = logs[0] + math.log(10 * max(matrix.shape) * jnp.finfo(dtype).eps)
+    assert np.all(np.asarray(logs[rank:]) < floor)
+
+
+def test_single_numbers(dtype):
+    factors = tuple(jnp.full((1, 1), value, dtype) for value in (-2.0, 0.25, 3.0))
+    sign, log = log_determinant(factors)
+    assert float(sign) == -1.0
+    assert_close(log, math.log(1.5))
+    assert_close(log_singular_values(factors), [math.log(1.5)])
+
+
+# --- Singular input
+
+
+@pytest.mark.parametrize("widths", [(1, 1), (2, 2, 2), (3, 3, 3), (2, 4, 2), (3, 5, 3)], ids=str)
+@pytest.mark.parametrize("zeros", ["all", "last"])
+def test_zero_product(widths, zeros, dtype):
+    factors = gaussian_chain(3, widths, dtype)
+    factors = tuple(
+        factor * 0 if zeros == "all" or layer == len(factors) - 1 else factor
+        for layer, factor in enumerate(factors)
+    )
+    sign, log = log_determinant(factors)
+    assert (float(sign), float(log)) == (0.0, -math.inf)
+    np.testing.assert_array_equal(log_singular_values(factors), np.full(widths[0], -np.inf))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 4])
+def test_narrow_hidden_width_makes_the_determinant_exactly_zero(dim, dtype):
+    factors = gaussian_chain(5, (dim, dim - 1, dim), dtype)
+    sign, log = log_determinant(factors)
+    assert (float(sign), float(log)) == (0.0, -math.inf)
+    logs = log_singular_values(factors)
+    assert float(logs[-1]) == -math.inf
+    matrix = exact.to_float(exact.product(factors))
+    expected = np.log(np.linalg.svd(matrix, compute_uv=False)[:-1])
+    assert_close(logs[:-1], expected, "linear_algebra")
+
+
+def test_rank_deficient_factor(dtype):
+    # Powers of two: the elimination is exact, so zero is zero.
+    factor = jnp.asarray([[1.0, 2.0], [0.5, 1.0]], dtype)
+    sign, log = log_determinant((factor, factor))
+    assert (float(sign), float(log)) == (0.0, -math.inf)
+    logs = log_singular_values((factor, factor))
+    assert_close(logs[0], math.log(5.0))  # factor = (1, 1/2) (1, 2)^T, squared: (1 + 1) times it
+    assert float(logs[1]) == -math.inf
+
+
+def test_order_of_equal_singular_values(dtype):
+    turn = np.array([[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]])
+    for sign in (1.0, -1.0):
+        factors = (jnp.asarray(1e-3 * turn, dtype), jnp.asarray(turn * [1.0, sign], dtype))
+        logs = np.asarray(log_singular_values(factors))
+        assert logs[0] >= logs[1]
+        # The values differ by rounding, which a difference of squares does not amplify.
+        assert_close(logs, np.full(2, math.log(1e-3)))
+        assert float(log_determinant(factors)[0]) == sign
+
+
+# --- Transformations
+
+
+@pytest.mark.parametrize("widths", [(2, 2, 2), (3, 5, 3), (4, 2, 3)], ids=str)
+def test_jit_and_vmap_agree_with_single_calls(widths, dtype):
+    chains = [gaussian_chain(seed, widths, dtype) for seed in range(4)]
+    stacked = tuple(jnp.stack(layer) for layer in zip(*chains, strict=True))
+    functions = [log_singular_values] + [log_determinant] * (widths[0] == widths[-1])
+    for function in functions:
+        single = [function(chain) for chain in chains]
+        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *single)
+        batched = jax.jit(jax.vmap(function))(stacked)
+        jax.tree.map(lambda a, b: assert_close(a, b, "linear_algebra"), batched, expected)
