@@ -64,6 +64,7 @@ def certify_from_invariants(
     *,
     gap: FloatScalar,
     drift: FloatScalar,
+    initial_scale: FloatScalar,
     scale: FloatScalar,
     steps: IntScalar,
     initial_sign: FloatScalar,
@@ -75,14 +76,15 @@ def certify_from_invariants(
     **Arguments:**
 
     - `gap`, `drift`: spectral size of the imbalance at the start, and of its change by the end.
-    - `scale`: squared norm of the largest factor at the end, which sets the rounding of both.
+    - `initial_scale`, `scale`: squared norm of the largest factor at the start and at the end,
+        which set the rounding of the two.
     - `steps`: number of steps taken.
     - `initial_sign`, `signs`: sign of the determinant at the start and at each row (0 where the
         product is not square).
     - `reached`: which rows were reached.
     """
     eps = jnp.finfo(drift.dtype).eps
-    balanced = gap <= 1e3 * eps * scale
+    balanced = gap <= 1e3 * eps * initial_scale
     flipped = reached & (signs * initial_sign < 0)
     # Once lost, always lost: a sign that returns does not restore the flow.
     contradicted = balanced & (jnp.cumsum(flipped) > 0) & reached

@@ -37,6 +37,8 @@ class Stop(eqx.Module):
             value = getattr(self, name)
             if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"Stop({name}=) must be positive and finite, got {value}.")
+        if isinstance(self.max_steps, float):
+            raise ValueError(f"Stop(max_steps=) must be an integer, got {self.max_steps}.")
         for name in ("every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Stop({name}=) must be 1 or more, got {getattr(self, name)}.")
@@ -87,9 +89,13 @@ class AtSteps(AbstractObservation):
     steps: tuple[int, ...]
 
     def __init__(self, steps):
-        self.steps = tuple(int(step) for step in np.asarray(steps).ravel())
-        if not self.steps or not _monotone(self.steps) or min(self.steps) < 0:
-            raise ValueError(f"AtSteps needs strictly increasing steps from 0 on, got {steps}.")
+        array = np.asarray(steps).ravel()
+        whole = bool(np.all(array == np.floor(array)))
+        if not array.size or not whole or not _monotone(array) or array[0] < 0:
+            raise ValueError(
+                f"AtSteps needs strictly increasing whole steps from 0 on, got {steps}."
+            )
+        self.steps = tuple(int(step) for step in array)
 
     @classmethod
     def every(cls, n: int, max_steps: int) -> "AtSteps":

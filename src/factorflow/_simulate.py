@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from factorflow._certificate import Certificate, certify_from_invariants
-from factorflow._dynamics import AbstractDynamics, AbstractState
+from factorflow._dynamics import AbstractDynamics, AbstractState, is_solver
 from factorflow._dynamics.base import where
 from factorflow._factorization import AbstractFactorization
 from factorflow._measure import Measure, Snapshot, as_measures
@@ -37,6 +37,8 @@ class RunSpec(eqx.Module):
     stop: Stop
     key: RandomKey
     observed_at: str = eqx.field(static=True)
+    # Whether the run goes on to a limit of `Stop` after its last row.
+    limited: bool = eqx.field(static=True)
     measures: tuple[Measure, ...] = eqx.field(static=True)
 
 
@@ -103,14 +105,15 @@ def simulate(
     )
     if progress_meter is not None:
         progress_meter(f"following {len(spec.levels)} rows")
-    trajectory = jax.tree.map(lambda leaf: leaf[0], follow([spec]))
+    # Arrays without dimensions, not NumPy scalars, which an enumeration cannot read.
+    trajectory = jax.tree.map(lambda leaf: np.asarray(leaf[0]), follow([spec]))
     if progress_meter is not None:
         progress_meter(f"ended: {trajectory.result_name}")
     if throw and failed(trajectory.result):
+        steps, time, loss = (trajectory.stats[name] for name in ("num_steps", "time", "loss"))
         raise RuntimeError(
-            f"{RESULTS[trajectory.result]} It ended after "
-            f"{int(trajectory.stats['num_steps'])} steps at time {float(trajectory.stats['time']):.6g} "
-            f"with loss {float(trajectory.stats['loss']):.6g}; `throw=False` returns the rows so far."
+            f"{RESULTS[trajectory.result]} It ended after {int(steps)} steps at time "
+            f"{float(time):.6g} with loss {float(loss):.6g}; `throw=False` returns the rows so far."
         )
     return trajectory
 
@@ -135,6 +138,10 @@ def prepare(
         if getattr(dynamics, "batch_size", None) or getattr(dynamics, "label_noise", None):
             raise ValueError("Minibatches and label noise are random: give simulate a `key=`.")
         key = jax.random.key(0)
+    limited = any(
+        limit is not None
+        for limit in (stop.loss, stop.gradient_norm, stop.max_steps, stop.max_time)
+    )
     if stop.max_steps is None:
         stop = eqx.tree_at(
             lambda s: s.max_steps, stop, DEFAULT_MAX_STEPS, is_leaf=lambda leaf: leaf is None
@@ -148,6 +155,7 @@ def prepare(
         stop=as_arrays(stop, dtype),
         key=key,
         observed_at=observed_at,
+        limited=limited,
         measures=as_measures(measures),
     )
 
@@ -174,7 +182,7 @@ def core(spec: RunSpec) -> Trajectory:
     passed = jnp.zeros(state.step.shape, jnp.int32)
     carry = state, _lanes(_count_checks)(spec.stop, state, passed)
     levels = spec.levels
-    if _names_a_limit(spec.stop):
+    if spec.limited:
         # The last row need not be the end: a level that is never reached goes on to the limit.
         never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
         levels = jnp.pad(levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
@@ -212,10 +220,13 @@ def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: j
 
 def _advance(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.Array):
     active = _unfinished(spec, state, passed, level)
+    before = state.step
     state = spec.dynamics.advance(spec.problem, spec.factorization, state, active)
     if spec.stop.loss is None and spec.stop.gradient_norm is None:
         return state, passed
-    return state, jnp.where(active, _count_checks(spec.stop, state, passed), passed)
+    # Nothing new to check after a rejected step of a flow.
+    moved = state.step != before
+    return state, jnp.where(moved, _count_checks(spec.stop, state, passed), passed)
 
 
 def _observe(spec: RunSpec, state: AbstractState, level: jax.Array) -> "_Rows":
@@ -249,7 +260,7 @@ def _finish(
     reached = rows.reached
     if spec.dynamics.continuous:
         # A step may overshoot the end and cross levels that lie beyond it.
-        reached = reached & _before_end(spec.observed_at, spec.levels, rows.losses, state)
+        reached = reached & _before_end(spec, rows, state, result)
 
     def mask(values):
         shape = (-1,) + (1,) * (values.ndim - 1)
@@ -275,13 +286,14 @@ def _finish(
 _compiled = eqx.filter_jit(core)
 
 
-def follow(specs: Sequence[RunSpec]) -> Trajectory:
+def follow(specs: Sequence[RunSpec], width: int = 2) -> Trajectory:
     """The trajectories of runs of one structure, with a leading axis; each lane stops on its own.
 
-    A single run is padded to two lanes: lanes are bitwise independent of the width of a batch from
-    two on (measured for 2 to 256), while one lane alone compiles to other code.
+    Fewer runs than `width` are padded: batches of one width share a compilation, and a single run
+    gets the bits it has in any batch (lanes are bitwise independent of the width from two on,
+    measured for 2 to 256, while one lane alone compiles to other code).
     """
-    padded = [*specs, *[specs[0]] * (2 - len(specs))]
+    padded = [*specs, *[specs[0]] * (max(width, 2) - len(specs))]
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
     )
@@ -301,7 +313,8 @@ def as_arrays(tree: Any, dtype) -> Any:
     def leaf_of(leaf):
         return convert(leaf) if eqx.is_array_like(leaf) else leaf
 
-    return jax.tree.map(leaf_of, tree)
+    # A solver's numbers are its own business: some must be Python's.
+    return jax.tree.map(leaf_of, tree, is_leaf=is_solver)
 
 
 def _check_factors(problem, factorization, factors) -> np.dtype:
@@ -321,17 +334,16 @@ def _check_factors(problem, factorization, factors) -> np.dtype:
     dtype = leaves[0].dtype
     for leaf in leaves:
         if leaf.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"factors must share one floating dtype, got {sorted({str(x.dtype) for x in leaves})}."
-            )
+            found = sorted({str(leaf.dtype) for leaf in leaves})
+            raise ValueError(f"factors must share one floating dtype, got {found}.")
         if not bool(jnp.all(jnp.isfinite(leaf))):
             raise ValueError("factors hold NaN or infinity; start from finite numbers.")
     if all(bool(jnp.any(leaf != 0)) for leaf in leaves):
         size = float(jnp.max(jnp.abs(factorization.compose(factors))))
         if size < float(jnp.finfo(dtype).tiny):
             raise ValueError(
-                f"The product of these factors underflows {dtype}: its largest entry is {size:.3g}. "
-                "Use a larger initialization scale or a wider dtype."
+                f"The product of these factors underflows {dtype}: its largest entry is "
+                f"{size:.3g}. Use a larger initialization scale or a wider dtype."
             )
     elif len(leaves) > 1 and sum(not bool(jnp.any(leaf != 0)) for leaf in leaves) > 1:
         raise ValueError(
@@ -376,13 +388,6 @@ def _ended(stop: Stop, state: AbstractState, passed: jax.Array) -> jax.Array:
     return ended
 
 
-def _names_a_limit(stop: Stop) -> bool:
-    limits = (stop.loss, stop.gradient_norm, stop.max_time)
-    # max_steps always holds a number here; its default is no wish to go on.
-    named = any(limit is not None for limit in limits)
-    return named or stop.max_steps is not DEFAULT_MAX_STEPS
-
-
 def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
     """The end of the run, located exactly for a flow, and why it ended."""
     stop, dynamics = spec.stop, spec.dynamics
@@ -398,7 +403,7 @@ def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
         state = where(over, at_time, state)
         # Within the same step the loss may be reached only after the time limit.
         loss_held = loss_held & (state.loss <= stop.loss) if stop.loss is not None else loss_held
-    if stop.loss is not None:
+    if stop.loss is not None and stop.every == stop.patience == 1:
         at_loss = dynamics.locate(spec.problem, spec.factorization, state, loss=stop.loss)
         state = where(done & loss_held, at_loss, state)
     result = RESULTS.where(done & loss_held, RESULTS.loss_reached, result)
@@ -406,13 +411,16 @@ def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
     return state, RESULTS.where(jnp.isfinite(state.loss), result, RESULTS.loss_nonfinite)
 
 
-def _before_end(observed_at: str, levels, losses, state: AbstractState) -> jax.Array:
+def _before_end(spec: RunSpec, rows: _Rows, state: AbstractState, result: RESULTS) -> jax.Array:
     slack = 8 * jnp.finfo(state.loss.dtype).eps
-    if observed_at == "loss":
-        return losses >= state.loss * (1 - slack)
-    if observed_at == "time":
-        return levels <= state.time * (1 + slack)
-    return levels <= state.step
+    if spec.observed_at != "loss":
+        return rows.times <= state.time * (1 + slack)
+    last = state.loss
+    if spec.stop.loss is not None:
+        # Located only up to the rounding of time; the level that ended the run is itself reached.
+        at_level = result == RESULTS.loss_reached
+        last = jnp.where(at_level, jnp.minimum(last, spec.stop.loss), last)
+    return spec.levels >= last * (1 - slack)
 
 
 def _sign(snapshot: Snapshot) -> jax.Array:
@@ -427,15 +435,18 @@ def _certificate(spec: RunSpec, end: Snapshot, initial_sign, signs, reached) -> 
     after = spec.factorization.conserved(end.factors)
     zero = jnp.zeros((), initial_sign.dtype)
 
+    def square(factors):
+        return jnp.max(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(factors)]))
+
     def size(matrices):
         return jnp.max(jnp.stack([zero, *(jnp.max(jnp.abs(matrix)) for matrix in matrices)]))
 
     drift = size([b - a for a, b in zip(before, after, strict=True)])
-    scale = jnp.max(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(end.factors)]))
     return certify_from_invariants(
         gap=size(before),
         drift=drift,
-        scale=scale,
+        initial_scale=square(spec.factors),
+        scale=square(end.factors),
         steps=end.step,
         initial_sign=initial_sign,
         signs=signs,

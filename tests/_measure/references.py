@@ -16,7 +16,7 @@ import scipy.linalg
 import scipy.stats
 
 import factorflow as ff
-from factorflow._measure import MEASURES, Measure
+from factorflow._measure import MEASURES, Measure, as_measures
 from tolerances import assert_close
 
 # Read after conftest has chosen the precision of this job.
@@ -74,7 +74,6 @@ def _cases() -> list[Case]:
         "2x2": ((2, 2), 2),
         "3x3": ((3, 3), 3),
         "4x2": ((4, 2), 2),
-        "2x4": ((2, 4), 2),
         "1x1": ((1, 1), 1),
         "5x5-of-rank-3": ((5, 5), 3),
         "zero": ((3, 3), 0),
@@ -264,21 +263,31 @@ def assert_agrees(case: Case, measure: Measure, family: str, parameters: tuple) 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _values(measures: tuple[Measure, ...], matrix) -> list:
-    shape = matrix.shape
-    problem = ff.Completion(shape, [[0, 0]], np.ones(1, matrix.dtype))
+def _observe(measures: tuple[Measure, ...], matrix) -> dict:
+    problem = ff.Completion(matrix.shape, [[0, 0]], np.ones(1, DTYPE))
     snapshot = ff.Snapshot(problem, ff.Dense(matrix))
-    return [measure(snapshot) for measure in measures]
+    return {measure.name: measure(snapshot) for measure in measures}
 
 
-def values_of(names, matrix) -> np.ndarray:
-    """Measures of a dense matrix, by name, one compilation per list of names and shape."""
-    measures = ff._measure.as_measures(names)
-    return np.asarray(_values(measures, jnp.asarray(matrix, DTYPE)), np.float64)
+def observe(names, matrix) -> dict[str, np.ndarray]:
+    """Measures of a dense matrix; equal names and shapes share a compilation."""
+    observed = _observe(as_measures(names), jnp.asarray(matrix, DTYPE))
+    return {name: np.asarray(observed[name]) for name in names}
 
 
-def value_of(name, matrix) -> np.ndarray:
-    return values_of([name], matrix)[0]
+def together(observed: dict[str, np.ndarray], names=None) -> np.ndarray:
+    """Numbers in the order of `names`, as one array."""
+    return np.stack([observed[name] for name in names or observed])
+
+
+# Sizes whose squares underflow or overflow in the job's dtype, while the sizes themselves do not.
+EXTREMES = (1e-200, 1e200) if DTYPE.itemsize == 8 else (1e-25, 1e25)
+
+MATRICES = {
+    shape: np.random.default_rng(sum(shape)).normal(size=shape)
+    for shape in [(2, 2), (3, 3), (4, 2), (2, 4)]
+}
+every_matrix = pytest.mark.parametrize("matrix", MATRICES.values(), ids=map(str, MATRICES))
 
 
 def orthogonal(rng: np.random.Generator, dim: int) -> np.ndarray:

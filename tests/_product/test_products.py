@@ -1,6 +1,5 @@
 """Products against the arrays they stand for, and the loss through them."""
 
-import itertools
 import math
 
 import jax
@@ -38,14 +37,11 @@ REFERENCES = {ff.Dense: array_of_dense, ff.Factored: array_of_factored}
 def products(dtype) -> list[AbstractProduct]:
     rng = np.random.default_rng(0)
     factorizations = [
-        ff.DeepMatrix((2, 2), depth=1),
         ff.DeepMatrix((3, 3), depth=3, hidden=5),
-        ff.DeepMatrix((4, 2), depth=2),
-        ff.DeepMatrix((3, 5), depth=3, hidden=(1, 4)),
+        ff.DeepMatrix((4, 3), depth=3, hidden=(1, 4)),
     ]
     return [
-        ff.Dense(jnp.asarray(rng.standard_normal((2, 2)), dtype)),
-        ff.Dense(jnp.asarray(rng.standard_normal((4, 3)), dtype)),
+        ff.Dense(jnp.asarray(rng.standard_normal((3, 3)), dtype)),
         ff.Dense(jnp.asarray(rng.standard_normal((2, 3, 4)), dtype)),
         *(ff.Factored(fz, factors_of(fz, seed, dtype)) for seed, fz in enumerate(factorizations)),
     ]
@@ -55,22 +51,29 @@ def test_every_product_is_among_the_examples(dtype):
     assert {type(product) for product in products(dtype)} == set(REFERENCES)
 
 
-@pytest.mark.parametrize("index", range(7))
+@pytest.mark.parametrize("index", range(4))
 def test_views(index, dtype):
     product = products(dtype)[index]
     expected = REFERENCES[type(product)](product)
-    assert product.dense().dtype == dtype
-    assert_close(product.dense(), expected)
-    every = list(itertools.product(*map(range, expected.shape)))[::-1]
-    assert_close(product.at(jnp.asarray(every)), [expected[i] for i in every])
-    if expected.ndim > 2:
-        return
-    values = np.linalg.svd(expected, compute_uv=False)
-    known = values > 1e-6  # not the zeros of a narrow product
-    logs = np.asarray(product.log_singular_values())
-    assert_close(logs[known], np.log(values[known]), "linear_algebra")
-    if expected.shape[0] == expected.shape[1]:
-        sign, log = product.log_determinant()
+    is_matrix, is_square = expected.ndim == 2, len(set(expected.shape)) == 1
+    every = list(np.ndindex(expected.shape))[::-1]
+
+    @jax.jit
+    def views(product):
+        logs = product.log_singular_values() if is_matrix else None
+        determinant = product.log_determinant() if is_square else None
+        return product.dense(), product.at(jnp.asarray(every)), logs, determinant
+
+    dense, entries, logs, determinant = views(product)
+    assert dense.dtype == entries.dtype == dtype
+    assert_close(dense, expected)
+    assert_close(entries, [expected[i] for i in every])
+    if is_matrix:
+        values = np.linalg.svd(expected, compute_uv=False)
+        known = values > 1e-6  # not the zeros of a narrow product
+        assert_close(np.asarray(logs)[known], np.log(values[known]), "linear_algebra")
+    if is_square:
+        sign, log = determinant
         np_sign, np_log = np.linalg.slogdet(expected)
         assert float(sign) == np_sign
         assert_close(log, np_log, "linear_algebra")
@@ -110,8 +113,7 @@ def gradient_by_hand(factors) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("view", ["factored", "dense"])
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_gradient_of_the_loss(view, transform, dtype):
+def test_gradient_of_the_loss(view, dtype):
     problem = ff.Completion(FACTORIZATION.shape, INDICES, VALUES)
 
     def loss(factors):
@@ -120,7 +122,7 @@ def test_gradient_of_the_loss(view, transform, dtype):
 
     factors = factors_of(FACTORIZATION, 1, dtype)
     for actual, expected in zip(
-        transform(jax.grad(loss))(factors), gradient_by_hand(factors), strict=True
+        jax.jit(jax.grad(loss))(factors), gradient_by_hand(factors), strict=True
     ):
         assert_close(actual, expected, scale=10.0)  # residuals of a few units
 
@@ -129,7 +131,8 @@ def test_gradient_of_the_loss_under_vmap(dtype):
     problem = ff.Completion(FACTORIZATION.shape, INDICES, VALUES)
     lanes = [factors_of(FACTORIZATION, seed, dtype) for seed in range(3)]
     stacked = tuple(jnp.stack(layer) for layer in zip(*lanes, strict=True))
-    gradients = jax.vmap(jax.grad(lambda f: problem.loss(ff.Factored(FACTORIZATION, f))))(stacked)
+    gradient = jax.grad(lambda factors: problem.loss(ff.Factored(FACTORIZATION, factors)))
+    gradients = jax.jit(jax.vmap(gradient))(stacked)
     for lane, factors in enumerate(lanes):
         for actual, expected in zip(gradients, gradient_by_hand(factors), strict=True):
             assert_close(actual[lane], expected, scale=10.0)
@@ -138,4 +141,4 @@ def test_gradient_of_the_loss_under_vmap(dtype):
 def test_a_product_is_a_pytree_of_its_arrays(dtype):
     product = ff.Factored(FACTORIZATION, factors_of(FACTORIZATION, 2, dtype))
     doubled = jax.tree.map(lambda leaf: 2 * leaf, product)
-    assert_close(doubled.dense(), 8 * REFERENCES[ff.Factored](product), scale=10.0)
+    assert_close(jax.jit(lambda p: p.dense())(doubled), 8 * REFERENCES[ff.Factored](product), scale=10.0)

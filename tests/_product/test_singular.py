@@ -31,9 +31,14 @@ def aligned_chain(seed: int, widths, values, dtype) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(left * values @ right.T, dtype) for left, right in pairs)
 
 
-def assert_determinant(factors, tolerance="rounding"):
-    sign, log = log_determinant(factors)
-    expected = exact.determinant(exact.product(factors))
+@jax.jit
+def measured(factors):
+    return log_singular_values(factors), log_determinant(factors)
+
+
+def assert_determinant(actual, matrix, tolerance="rounding"):
+    sign, log = actual
+    expected = exact.determinant(matrix)
     assert float(sign) == math.copysign(1.0, expected)
     assert_close(log, exact.log(abs(expected)), tolerance)
 
@@ -47,8 +52,8 @@ def assert_determinant(factors, tolerance="rounding"):
     [
         # sigma_2 / sigma_1 = 0.05^20 = 1e-26
         lambda seed, dtype: aligned_chain(seed, [2] * 21, [1.0, 0.05], dtype),
-        # The ratio falls by about e with every factor.
-        lambda seed, dtype: gaussian_chain(seed, [2] * 61, dtype),
+        # The ratio falls by a factor of about e^0.6 per layer.
+        lambda seed, dtype: gaussian_chain(seed, [2] * 101, dtype),
     ],
     ids=["aligned", "gaussian"],
 )
@@ -60,31 +65,35 @@ def test_both_singular_values_of_a_deep_2x2_product(make, seed, dtype):
     # Some sixty relative errors of the size of a factor's condition number (20) times epsilon,
     # in a logarithm of about -50.
     assert_close(log_singular_values(factors), expected)
-    assert_determinant(factors)
+    assert_determinant(log_determinant(factors), matrix)
 
 
 @pytest.mark.parametrize(
-    ("dim", "values"),
-    [(3, [1.0, 0.9, 0.05]), (5, [1.1, 1.0, 0.95, 0.9, 0.05])],
-    ids=["3x3", "5x5"],
+    ("values", "hidden"),
+    [
+        ([1.0, 0.9, 0.05], "square"),
+        ([1.0, 0.9, 0.05], "mixed"),
+        ([1.1, 1.0, 0.95, 0.9, 0.05], "wide"),
+    ],
+    ids=["3x3 square", "3x3 mixed", "5x5 wide"],
 )
-@pytest.mark.parametrize("hidden", ["square", "wide", "mixed"])
-def test_smallest_singular_value_of_a_deep_product(dim, values, hidden, dtype):
-    depth = 14  # sigma_d / sigma_1 <= 0.05^14 = 6e-19
+def test_smallest_singular_value_of_a_deep_product(values, hidden, dtype):
+    dim, depth = len(values), 14  # sigma_d / sigma_1 <= 0.05^14 = 6e-19
     widths = [dim] * (depth + 1)
     if hidden != "square":
         widths[1:-1] = [dim + 2 + (hidden == "mixed") * (j % 3 - 2) for j in range(depth - 1)]
     factors = aligned_chain(dim, widths, values, dtype)
     matrix = exact.product(factors)
+    logs, determinant = measured(factors)
     resolved = np.log(np.linalg.svd(exact.to_float(matrix), compute_uv=False)[:-1])
     last = exact.log(abs(exact.determinant(matrix))) - np.sum(resolved)
     assert last - resolved[0] < math.log(jnp.finfo(dtype).eps) - 5
-    assert_close(log_singular_values(factors), [*resolved, last])
-    assert_determinant(factors)
+    assert_close(logs, [*resolved, last])
+    assert_determinant(determinant, matrix)
 
 
 def test_sign_of_a_determinant_that_the_entries_get_wrong(dtype):
-    depth, seeds = 60, 100
+    depth, seeds = 60, 40
     chains = [gaussian_chain(seed, [2] * (depth + 1), dtype) for seed in range(seeds)]
     signs, _ = jax.jit(jax.vmap(log_determinant))(
         tuple(jnp.stack(layer) for layer in zip(*chains, strict=True))
@@ -106,34 +115,31 @@ def test_sign_of_a_determinant_that_the_entries_get_wrong(dtype):
         (1, 1),
         (1, 1, 1),
         (1, 4, 1),
-        (2, 2),
         (2, 2, 2),
-        (2, 5, 2),
         (2, 3, 2, 2),
         (3, 3),
-        (3, 3, 3, 3),
         (3, 7, 4, 3),
-        (4, 4, 9, 4),
-        (4, 6, 6, 6, 4),
+        (4, 4, 6, 4),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_square_products(widths, seed, dtype):
     factors = gaussian_chain(seed, widths, dtype)
+    matrix = exact.product(factors)
+    logs, determinant = measured(factors)
     # Gaussian products of these sizes have condition numbers up to about 1e3.
-    assert_determinant(factors, "linear_algebra")
-    matrix = exact.to_float(exact.product(factors))
-    expected = np.log(np.linalg.svd(matrix, compute_uv=False))
-    assert_close(log_singular_values(factors), expected, "linear_algebra")
+    assert_determinant(determinant, matrix, "linear_algebra")
+    expected = np.log(np.linalg.svd(exact.to_float(matrix), compute_uv=False))
+    assert_close(logs, expected, "linear_algebra")
 
 
 @pytest.mark.parametrize(
-    "widths", [(5, 3), (3, 5), (5, 2, 3), (2, 6, 4), (5, 1, 1), (1, 3), (3, 1)], ids=str
+    "widths", [(5, 3), (3, 5), (5, 2, 3), (2, 6, 4), (1, 3)], ids=str
 )
 def test_rectangular_products(widths, dtype):
     factors = gaussian_chain(7, widths, dtype)
-    logs = log_singular_values(factors)
+    logs = np.asarray(jax.jit(log_singular_values)(factors))
     matrix = exact.to_float(exact.product(factors))
     rank = min(widths)
     expected = np.log(np.linalg.svd(matrix, compute_uv=False)[:rank])
@@ -155,20 +161,16 @@ def test_single_numbers(dtype):
 # --- Singular input
 
 
-@pytest.mark.parametrize("widths", [(1, 1), (2, 2, 2), (3, 3, 3), (2, 4, 2), (3, 5, 3)], ids=str)
-@pytest.mark.parametrize("zeros", ["all", "last"])
-def test_zero_product(widths, zeros, dtype):
+@pytest.mark.parametrize("widths", [(1, 1), (2, 2, 2), (3, 3, 3), (3, 5, 3)], ids=str)
+def test_zero_product(widths, dtype):
     factors = gaussian_chain(3, widths, dtype)
-    factors = tuple(
-        factor * 0 if zeros == "all" or layer == len(factors) - 1 else factor
-        for layer, factor in enumerate(factors)
-    )
-    sign, log = log_determinant(factors)
-    assert (float(sign), float(log)) == (0.0, -math.inf)
-    np.testing.assert_array_equal(log_singular_values(factors), np.full(widths[0], -np.inf))
+    for zero in (tuple(0 * factor for factor in factors), (*factors[:-1], 0 * factors[-1])):
+        logs, (sign, log) = measured(zero)
+        assert (float(sign), float(log)) == (0.0, -math.inf)
+        np.testing.assert_array_equal(logs, np.full(widths[0], -np.inf))
 
 
-@pytest.mark.parametrize("dim", [2, 3, 4])
+@pytest.mark.parametrize("dim", [2, 3])
 def test_narrow_hidden_width_makes_the_determinant_exactly_zero(dim, dtype):
     factors = gaussian_chain(5, (dim, dim - 1, dim), dtype)
     sign, log = log_determinant(factors)

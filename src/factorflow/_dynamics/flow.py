@@ -150,7 +150,7 @@ class Integrator(eqx.Module):
         return self.at_loss(state, loss) if loss is not None else state
 
     def at_time(self, state: FlowState, time: FloatScalar) -> FlowState:
-        """The state at a time within the last step, by stepping again: full order, no dense output."""
+        """The state at a time within the last step, by stepping again: at the solver's own order."""
         time = jnp.clip(time, state.previous_time, state.time)
         y = self._restep(state, time)
         return self._moved(state, time, y, self.loss(y))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm, where
@@ -75,7 +76,12 @@ class GradientDescent(AbstractDynamics):
 
     def __check_init__(self):
         rate = self.optimizer
-        if isinstance(rate, int | float) and not (math.isfinite(rate) and rate > 0):
+        if isinstance(rate, str):
+            raise ValueError(
+                f"An optimizer by name needs its numbers: GradientDescent(Optimizer({rate!r}, "
+                '{"learning_rate": 1e-3})).'
+            )
+        if isinstance(rate, int | float | np.number) and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"The learning rate must be positive and finite, got {rate}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}.")
@@ -130,10 +136,12 @@ class GradientDescent(AbstractDynamics):
             optimizer_state, step_size = None, jnp.where(active, self.optimizer, 0)
             factors = jax.tree.map(lambda w, g: w - step_size * g, state.factors, gradient)
         else:
-            updates, optimizer_state = self._transformation().update(
-                gradient, state.optimizer_state, state.factors
-            )
-            factors = optax.apply_updates(state.factors, updates)
+            # optax raises Python floats to the power of integer counts, for one.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, optimizer_state = self._transformation().update(
+                    gradient, state.optimizer_state, state.factors
+                )
+                factors = optax.apply_updates(state.factors, updates)
             step_size = effective_step_size(optimizer_state, state.time.dtype)
         loss, gradient = _loss_and_gradient(problem, factorization, factors)
         new = _DescentState(

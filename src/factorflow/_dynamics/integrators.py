@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from factorflow._dynamics.solver import RKC2
 from factorflow._problem.observations import named
 
-__all__ = ["INTEGRATORS", "check_tolerances", "choose_integrator", "with_tolerances"]
+__all__ = [
+    "INTEGRATORS",
+    "check_tolerances",
+    "choose_integrator",
+    "is_solver",
+    "with_tolerances",
+]
 
 INTEGRATORS = {
     "Tsit5": diffrax.Tsit5,
@@ -32,6 +38,12 @@ def choose_integrator(integrator) -> diffrax.AbstractSolver:
     if isinstance(integrator, str):
         return INTEGRATORS[named("integrator", integrator, INTEGRATORS)]()
     if isinstance(integrator, diffrax.AbstractSolver):
+        if not isinstance(integrator, diffrax.AbstractAdaptiveSolver):
+            raise ValueError(
+                f"{type(integrator).__name__} does not estimate its error, which tolerances need; "
+                f"give `diffrax.HalfSolver({type(integrator).__name__}())` or a name: "
+                f"{', '.join(INTEGRATORS)}."
+            )
         return integrator
     raise ValueError(
         f"integrator must be a diffrax solver, a name or None, got {integrator!r}. Names: "
@@ -55,6 +67,11 @@ def with_tolerances(
             (rtol, atol, controller.norm),
         )
     return solver, controller
+
+
+def is_solver(value) -> bool:
+    """Whether this is a diffrax solver object."""
+    return isinstance(value, diffrax.AbstractSolver)
 
 
 def check_tolerances(rtol: float | None, atol: float | None) -> None:

@@ -82,6 +82,7 @@ def group_rmsprop(
 
 
 def _momentum(learning_rate, decay=0.9, nesterov=False):
+    """Gradient descent with heavy-ball or Nesterov momentum."""
     return optax.sgd(learning_rate, momentum=decay, nesterov=nesterov)
 
 

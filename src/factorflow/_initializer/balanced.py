@@ -59,11 +59,7 @@ class Balanced(AbstractInitializer):
     def __init__(self, product_scale=None, product=None, determinant=None):
         self.product_scale = product_scale
         # Kept as plain numbers, so that an initializer is still JSON.
-        self.product = (
-            None
-            if product is None
-            else tuple(tuple(map(float, row)) for row in np.asarray(product))
-        )
+        self.product = None if product is None else _as_rows(product)
         self.determinant = determinant
         check_determinant(determinant)
         if self.product is None:
@@ -88,3 +84,10 @@ class Balanced(AbstractInitializer):
         return with_determinant(
             factorization, balanced_factors(factorization, product), self.determinant
         )
+
+
+def _as_rows(product) -> tuple[tuple[float, ...], ...]:
+    array = np.asarray(product)
+    if array.ndim != 2 or not np.all(np.isfinite(array)):
+        raise ValueError(f"product must be a matrix of finite numbers, got {product!r}.")
+    return tuple(tuple(map(float, row)) for row in array)

@@ -41,8 +41,8 @@ def check_scales(**scales: float | None) -> None:
             continue  # traced: checked when it was concrete
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(
-                f"{name} must be positive and finite, got {scale}. At scale 0 every factor of a deep "
-                "factorization starts on a stationary point and never moves."
+                f"{name} must be positive and finite, got {scale}. At scale 0 every factor of a "
+                "deep factorization starts on a stationary point and never moves."
             )
 
 
@@ -77,8 +77,9 @@ def with_determinant(
         )
     if min(factorization.widths) < factorization.shape[0]:
         raise ValueError(
-            f"determinant={determinant!r} cannot be honoured: hidden widths {factorization.hidden_widths} "
-            f"below {factorization.shape[0]} make every product singular."
+            f"determinant={determinant!r} cannot be honoured: hidden widths "
+            f"{factorization.hidden_widths} below {factorization.shape[0]} make every product "
+            "singular."
         )
     sign, _ = log_determinant(tuple(factors))
     wanted = 1.0 if determinant == "positive" else -1.0

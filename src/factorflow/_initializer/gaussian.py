@@ -22,8 +22,8 @@ class Gaussian(AbstractInitializer):
     **Arguments:** exactly one scale, by its name:
 
     - `factor_scale`: standard deviation of every factor's entries.
-    - `product_scale`: standard deviation of the product's entries; for a deep matrix
-        $\text{product\_scale} = \text{factor\_scale}^L \sqrt{\prod_l h_l}$ with hidden widths $h_l$.
+    - `product_scale`: standard deviation of the product's entries; for a deep matrix with hidden
+        widths $h_l$ it is $\text{factor\_scale}^L \sqrt{\prod_l h_l}$.
     - `determinant`: `"positive"`, `"negative"` or `None`, the sign of a square product's
         determinant.
 

@@ -55,9 +55,11 @@ def schatten_norm(snapshot: Snapshot, p: Number) -> FloatScalar:
     r"""Schatten-p (quasi-)norm $(\sum_i \sigma_i^p)^{1/p}$ for any p > 0; a norm for p >= 1."""
     if math.isinf(p):
         return snapshot.singular_values[0]
-    # In logarithms: sigma^p underflows long before the sum does, and small p overflows. As a
-    # float: a large integer p does not fit JAX's integers.
-    return jnp.exp(logsumexp(float(p) * snapshot.log_singular_values) / float(p))
+    # In logarithms: sigma^p underflows long before the sum does, and small p overflows. Relative to
+    # the largest, whose rounding a large p would amplify; p as a float, since JAX's integers end.
+    logs = snapshot.log_singular_values
+    largest = jnp.where(jnp.isfinite(logs[0]), logs[0], 0)
+    return jnp.exp(largest + logsumexp(float(p) * (logs - largest)) / float(p))
 
 
 @measure(example=(1.5,))
@@ -90,4 +92,6 @@ def power_norm(sizes, p: Number) -> FloatScalar:
         return jnp.max(sizes)
     largest = jnp.max(sizes)
     scale = jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sum((sizes / scale) ** p) ** (1 / p)
+    # Exactly 1 for the largest itself: a large p would amplify the rounding of the quotient.
+    ratios = jnp.where(sizes == largest, 1, sizes / scale)
+    return jnp.where(largest > 0, largest * jnp.sum(ratios**p) ** (1 / p), largest)

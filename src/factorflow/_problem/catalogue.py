@@ -99,7 +99,8 @@ def random_low_rank_problem(
         raise ValueError(f"rank must be 1 or more, got {rank}.")
     if not 1 <= n_observed <= size:
         raise ValueError(
-            f"n_observed must be between 1 and the {size} entries of shape {shape}, got {n_observed}."
+            f"n_observed must be between 1 and the {size} entries of shape {shape}, got "
+            f"{n_observed}."
         )
     factor_key, entry_key = jax.random.split(key)
     factors = [

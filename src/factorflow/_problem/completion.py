@@ -64,7 +64,7 @@ class Completion(AbstractProblem):
     target: FloatArray | None
     normalization: str = eqx.field(static=True)
     penalty: str | Penalty = eqx.field(static=True)
-    # Dense copies of the observations: (weights, values) over all entries, or None for large shapes.
+    # The observations over all entries, (weights, values); None for large shapes.
     masked: tuple[FloatArray, FloatArray] | None
 
     def __init__(
@@ -107,12 +107,10 @@ class Completion(AbstractProblem):
 
     def held_out_loss(self, product: AbstractProduct) -> FloatScalar:
         """The loss over the entries that were not observed, in the same normalization."""
-        if self.target is None or self.masked is None:
-            raise ValueError(
-                "held_out_loss needs a problem with a target and a dense product; give "
-                "`Completion(..., target=...)`."
-            )
-        hidden = (self.masked[0] == 0).astype(self.values.dtype)
+        if self.target is None:
+            raise ValueError("held_out_loss needs a target; give `Completion(..., target=...)`.")
+        # From the indices, not the weights: what a minibatch leaves out has still been observed.
+        hidden = jnp.ones(self.shape, self.values.dtype).at[self._places()].set(0)
         total = jnp.sum(hidden * self._penalty(product.dense() - self.target))
         if self.normalization == "half_sum":
             return total / 2

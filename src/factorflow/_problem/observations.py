@@ -25,7 +25,7 @@ def named(kind: str, name: str, known) -> str:
     """`name`, or a `ValueError` that lists what is known and suggests the nearest."""
     if name in known:
         return name
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(str(name), list(known), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(sorted(known))}.")
 
@@ -62,6 +62,10 @@ def sample(
         values = values + label_noise * noise
     if batch_size is not None:
         count = values.shape[0]
+        if not 1 <= batch_size <= count:
+            raise ValueError(
+                f"batch_size must be between 1 and the {count} observations, got {batch_size}."
+            )
         chosen = jax.random.permutation(batch_key, count) < batch_size
-        weights = weights * chosen * (count / batch_size)
+        weights = jnp.where(chosen, weights * (count / batch_size), 0)
     return values, weights

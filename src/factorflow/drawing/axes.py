@@ -57,6 +57,7 @@ def draw_curve(
     label: str | None = None,
     color: Any = None,
     linestyle: Any = "-",
+    reason: str = UNCERTIFIED_LABEL,
 ) -> Line2D:
     """Draw a measure over the loss, with stretches that are not certified pale and dashed.
 
@@ -73,6 +74,7 @@ def draw_curve(
     - `label`: the legend entry.
     - `color`, `linestyle`: as in matplotlib; by default the next color of the style and a
         solid line.
+    - `reason`: the legend entry that says why stretches are pale and dashed.
 
     **Returns:**
 
@@ -88,7 +90,7 @@ def draw_curve(
     if label is not None:
         line.set_label(label)
     color = line.get_color()
-    draw_uncertified(ax, x, y, ~certified & drawable, color=color)
+    draw_uncertified(ax, x, y, ~certified & drawable, color=color, reason=reason)
 
     joined = np.zeros(x.size, dtype=bool)
     joined[:-1] |= drawable
@@ -98,7 +100,8 @@ def draw_curve(
         ax.plot(x[alone & flags], y[alone & flags], "o", color=color)
     if np.any(alone & ~flags):
         hollow = {"markerfacecolor": "white", "markeredgecolor": pale(color)}
-        _explain(ax, *ax.plot(x[alone & ~flags], y[alone & ~flags], "o", **hollow))
+        points = ax.plot(x[alone & ~flags], y[alone & ~flags], "o", **hollow)
+        _explain(ax, points[0], reason)
     return line
 
 
@@ -109,6 +112,7 @@ def draw_uncertified(
     segments: NDArray[np.bool_],
     *,
     color: Any,
+    reason: str = UNCERTIFIED_LABEL,
 ) -> None:
     """Draw the named segments (one flag per pair of neighbouring rows) pale and dashed."""
     if not np.any(segments):
@@ -119,7 +123,7 @@ def draw_uncertified(
         zorder=1.9,
         **UNCERTIFIED_LINE,
     )
-    _explain(ax, line)
+    _explain(ax, line, reason)
 
 
 def draw_bound(
@@ -175,7 +179,7 @@ def pale(color: Any) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def _explain(ax: Axes, line: Line2D) -> None:
+def _explain(ax: Axes, line: Line2D, reason: str) -> None:
     labels = {drawn.get_label() for drawn in ax.get_lines()}
-    if UNCERTIFIED_LABEL not in labels:
-        line.set_label(UNCERTIFIED_LABEL)
+    if reason not in labels:
+        line.set_label(reason)

@@ -24,6 +24,7 @@ class _Chunk(NamedTuple):
     group: str
     experiments: list[Experiment]
     specs: list[RunSpec]
+    width: int
 
 
 def run(
@@ -82,14 +83,18 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
         except ValueError as error:
             raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
         name = structure(spec)
-        group = groups.setdefault(name, _Chunk(name, [], []))
+        group = groups.setdefault(name, _Chunk(name, [], [], 0))
         group.experiments.append(experiment)
         group.specs.append(spec)
-    return [
-        _Chunk(name, group.experiments[start : start + size], group.specs[start : start + size])
-        for name, group in groups.items()
-        for start in range(0, len(group.specs), size)
-    ]
+    chunks = []
+    for name, group in groups.items():
+        # Chunks of equal width, so that a structure compiles once.
+        count = -(-len(group.specs) // size)
+        width = -(-len(group.specs) // count)
+        for start in range(0, len(group.specs), width):
+            part = slice(start, start + width)
+            chunks.append(_Chunk(name, group.experiments[part], group.specs[part], width))
+    return chunks
 
 
 def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm") -> None:
@@ -100,7 +105,7 @@ def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm")
     running: dict[Future, _Chunk] = {}
     for group in waiting.values():
         first = group.pop(0)
-        running[pool.submit(_timed, first.specs)] = first
+        running[pool.submit(_timed, first.specs, first.width)] = first
     while running:
         # A short wait keeps the main thread answering to Ctrl-C while compiled code runs.
         done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -110,10 +115,10 @@ def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm")
             store.add(chunk.experiments, trajectories, seconds)
             bar.update(len(chunk.experiments))
             for later in waiting.pop(chunk.group, []):
-                running[pool.submit(_timed, later.specs)] = later
+                running[pool.submit(_timed, later.specs, later.width)] = later
 
 
-def _timed(specs: list[RunSpec]) -> tuple[Trajectory, float]:
+def _timed(specs: list[RunSpec], width: int) -> tuple[Trajectory, float]:
     start = time.perf_counter()
-    trajectories = follow(specs)
+    trajectories = follow(specs, width)
     return trajectories, time.perf_counter() - start

@@ -48,7 +48,7 @@ def _pad(values: list[np.ndarray | None]) -> np.ndarray:
     if np.issubdtype(dtype, np.integer):
         # Levels are step numbers in some runs and losses in others; NaN needs a float.
         dtype, fill = (dtype, -1) if len(present) == len(values) else (np.dtype(float), np.nan)
-    elif dtype == bool:
+    elif np.issubdtype(dtype, np.bool_):
         fill = False
     stacked = np.full((len(values), *shape), fill, dtype)
     for run, value in enumerate(values):

@@ -115,8 +115,8 @@ class Store:
             _atomically(self.path / _INDEX, lambda file: index.write_parquet(file))
         except OSError as error:
             raise ValueError(
-                f"Cannot write to the store {self.path}: {error}. Finished batches are kept; choose "
-                "a writable folder with free space and run again."
+                f"Cannot write to the store {self.path}: {error}. Finished batches are kept; "
+                "choose a writable folder with free space and run again."
             ) from error
         self._index = index
 
@@ -178,7 +178,7 @@ class Store:
 
 
 def long_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
-    """One line per reached row of every run: the run's axes, then level, time, step and measures."""
+    """One line per reached row of every run: the run's axes, then level, time, step, measures."""
     keep = np.asarray(dataset["reached"]).ravel()
     runs, rows = dataset.sizes["run"], dataset.sizes["row"]
     columns = {}

@@ -9,4 +9,6 @@ from factorflow.report.claims import claims_table as claims_table
 from factorflow.report.claims import write_claims as write_claims
 from factorflow.report.html import ReportFigure as ReportFigure
 from factorflow.report.html import write_report as write_report
+from factorflow.report.reproduce import Reproduction as Reproduction
+from factorflow.report.reproduce import reproduce as reproduce
 from factorflow.report.versions import versions as versions

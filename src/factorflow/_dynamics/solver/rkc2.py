@@ -1,8 +1,7 @@
 """Second-order Runge-Kutta-Chebyshev: an explicit method for stiff problems with a real spectrum.
 
-Gradient flow has a symmetric Jacobian, so all its stiffness lies on the negative real axis, where
-$s$ stages of this method are stable for $h \\rho \\lesssim 0.65 s^2$: the cost of a step grows with
-the square root of the stiffness, and no linear system is ever formed.
+Gradient flow has a symmetric Jacobian: its stiffness lies on the negative real axis, where $s$
+stages are stable for $h \\rho \\le 0.65 (s^2 - 1)$. Cost grows with the square root of stiffness.
 """
 
 from functools import partial
@@ -41,24 +40,21 @@ class RKC2(dfx.AbstractAdaptiveSolver):
 
     A step of $s$ stages multiplies the mode of an eigenvalue $\lambda = z / h$ of the Jacobian by
 
-    $$P_s(z) = 1 - b_s T_s(w_0) + b_s T_s(w_0 + w_1 z), \quad
-    w_0 = 1 + \frac{2}{13 s^2}, \quad
-    w_1 = \frac{T_s'(w_0)}{T_s''(w_0)}, \quad
-    b_s = \frac{T_s''(w_0)}{T_s'(w_0)^2},$$
+    $$P_s(z) = 1 - b_s T_s(w_0) + b_s T_s(w_0 + w_1 z), \quad w_0 = 1 + \frac{2}{13 s^2}, \quad
+    w_1 = \frac{T_s'(w_0)}{T_s''(w_0)}, \quad b_s = \frac{T_s''(w_0)}{T_s'(w_0)^2},$$
 
     with the Chebyshev polynomial $T_s$: $P_s(z) = 1 + z + z^2 / 2 + O(z^3)$, and $|P_s| < 1$ for
     $-(s^2 - 1) / 1.54 \le z < 0$. Each step takes the smallest $s$ that is stable for the spectral
     radius $\rho$ of the Jacobian, found by power iteration on `jax.jvp`. The estimate of the local
     error is $\frac{4}{5} (y_0 - y_1) + \frac{2}{5} h (f_0 + f_1)$, dense output is cubic Hermite.
 
-    A step that needs more than `max_stages` is refused before it costs a stage. It returns
-    `y1 = y0` and `y_error = inf`, so that an adaptive controller shrinks it, and the result
-    `RESULTS.dt_min_reached`, so that a controller that keeps the step regardless ends the solve
-    instead of silently standing still (`diffrax` reads the result of kept steps only).
+    A step that needs more than `max_stages` is refused before it costs a stage: `y1 = y0` with
+    `y_error = inf` makes an adaptive controller shrink it, and `RESULTS.dt_min_reached` ends the
+    solve if a controller keeps it all the same (`diffrax` reads the result of kept steps only).
 
     `diffrax` drops the solver state of a rejected step. The solver recognises a rejection by a step
-    shorter than the last accepted one; its `num_evaluations` cannot include it. It can be
-    differentiated in forward mode only, because the number of stages depends on the data.
+    shorter than the last accepted one; its `num_evaluations` cannot include it. Only forward-mode
+    differentiation works, because the number of stages depends on the data.
 
     **Arguments:**
 
@@ -154,9 +150,8 @@ class RKC2(dfx.AbstractAdaptiveSolver):
                 lambda carry: carry[0], lambda _: (jnp.asarray(False), field(t0, y)), (jumped, f0)
             )
 
-        # diffrax's controllers do not shrink the step after accepting one, so a shorter step means
-        # that one was rejected (or clipped, where a new estimate does no harm). A rejection takes
-        # off 10% or more; 5% keeps the rounding of t1 - t0 from looking like one.
+        # Controllers shrink a step by 10% or more if they reject it and never otherwise, except to
+        # end at a given time, where a new estimate does no harm. 5% leaves room for rounding.
         shrunk = jnp.abs(h) < 0.95 * solver_state.previous_step
         refresh = jumped | shrunk | (solver_state.age >= self.refresh_every)
         iterations = jnp.where(refresh, self.power_iterations, 0).astype(jnp.int32)
@@ -167,11 +162,9 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         stages = jnp.where(refused, 0, jnp.maximum(needed, 2)).astype(jnp.int32)
         y1, f1 = _chebyshev_stages(field, t0, t1, y, f0, h, stages)
 
-        error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)
-        # Not finite: the step was unstable, because the spectral radius has outgrown its estimate.
-        error = jnp.where(refused | ~jnp.isfinite(error), jnp.inf, error)
-        y1 = restore(y1)
-        dense_info = dict(y0=y0, y1=y1, k0=restore(h * f0), k1=restore(h * f1))
+        error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)  # not finite if the step was unstable
+        error = restore(jnp.where(refused | ~jnp.isfinite(error), jnp.inf, error))
+        dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
         cost = stages + _JVP_COST * iterations + jumped.astype(jnp.int32)
         state = _RKC2State(
             derivative=f1,
@@ -182,22 +175,19 @@ class RKC2(dfx.AbstractAdaptiveSolver):
             num_evaluations=solver_state.num_evaluations + cost,
         )
         result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
-        return y1, restore(error), dense_info, state, result
+        return restore(y1), error, dense_info, state, result
 
 
 def _chebyshev_stages(field, t0, t1, y0, f0, h, stages):
     """The new state and its derivative; without any evaluation `y0` and `f0` if `stages` is 0."""
-    s = jnp.maximum(stages, 2).astype(h.dtype)
+    zero, one, s = jnp.zeros_like(h), jnp.ones_like(h), jnp.maximum(stages, 2).astype(h.dtype)
     excess = _DAMPING / s**2
     w0 = 1 + excess
     # T_s' / T_s'' at w0 = cosh(theta), from T_s = cosh(s theta).
-    sinh_squared = excess * (2 + excess)
-    angle = s * jnp.log1p(excess + jnp.sqrt(sinh_squared))
-    slope = s * jnp.sinh(angle) / jnp.sqrt(sinh_squared)
-    w1 = slope * sinh_squared / (s**2 * jnp.cosh(angle) - w0 * slope)
+    sinh = jnp.sqrt(excess * (2 + excess))
+    w1 = sinh**2 / (s * sinh / jnp.tanh(s * jnp.log1p(excess + sinh)) - w0)
     b_start = 1 / (4 * w0**2)
-    time_dtype = jnp.result_type(t0, t1, float)
-    t0, t1 = jnp.asarray(t0, time_dtype), jnp.asarray(t1, time_dtype)
+    t0, t1 = (jnp.asarray(t, jnp.result_type(t0, t1, float)) for t in (t0, t1))
 
     def body(carry):
         j, chebyshev, increments, b_before, b_last, z_before, z_last, _, f = carry
@@ -212,16 +202,15 @@ def _chebyshev_stages(field, t0, t1, y0, f0, h, stages):
         z = mu * z_last + nu * z_before + h * (mu_tilde * f + gamma_tilde * f0)
         share = w1 * jnp.where(first, b_start, bend / slope)  # of the step, in time; 1 at the end
         y = y0 + z
-        f = field(t0 + share.astype(time_dtype) * (t1 - t0), y)
+        f = field(t0 + share.astype(t0.dtype) * (t1 - t0), y)
         # T_{j+1} = 2 w0 T_j - T_{j-1} and its derivatives, written for increments so that only
         # positive numbers are added: w0 is nearly 1, and the differences would cancel.
-        forcing = jnp.stack([jnp.zeros_like(value), 2 * value, 4 * slope])
-        increments = increments + 2 * excess * chebyshev + forcing
+        increments = increments + 2 * excess * chebyshev + jnp.stack([zero, 2 * value, 4 * slope])
         return j + 1, chebyshev + increments, increments, b_last, b, z_last, z, y, f
 
     # T_1 with its two derivatives, and what they have grown by since T_0.
-    one, zero, z = jnp.ones_like(h), jnp.zeros_like(h), jnp.zeros_like(y0)
     chebyshev, increments = jnp.stack([w0, one, zero]), jnp.stack([excess, one, zero])
+    z = jnp.zeros_like(y0)
     start = (jnp.ones_like(stages), chebyshev, increments, b_start, b_start, z, z, y0, f0)
     *_, y1, f1 = lax.while_loop(lambda carry: carry[0] <= stages, body, start)
     return y1, f1
@@ -231,8 +220,9 @@ def _power_iteration(field, y, derivative, guess, iterations):
     """Refines the leading eigenvector of the Jacobian and the spectral radius."""
     vector, radius = guess
     # The derivative joins the start because there a mode shows that has just become the stiffest:
-    # in the old eigenvector it may be lost, down to the last bit.
-    vector = jnp.where(iterations > 0, _unit(vector + _unit(derivative)), vector)
+    # in the old eigenvector it may be lost, down to the last bit. The sign rules out cancellation.
+    derivative = jnp.where(jnp.vdot(vector, derivative) < 0, -1, 1) * _unit(derivative)
+    vector = jnp.where(iterations > 0, _unit(vector + derivative), vector)
 
     def body(carry):
         i, vector, _ = carry
@@ -263,10 +253,6 @@ def _scrambled(y):
 
 def _flat(terms, y0, args):
     """The state as one vector in its widest dtype, the vector field on it, and the way back."""
-
-    def ravel(tree):
-        with jax.numpy_dtype_promotion("standard"):
-            return ravel_pytree(tree)
-
+    ravel = jax.numpy_dtype_promotion("standard")(ravel_pytree)
     y, restore = ravel(y0)
     return y, lambda t, v: ravel(terms.vf(t, restore(v), args))[0], restore

@@ -1,0 +1,25 @@
+"""Which papers there are. This module imports none of them, so that listing them is quick."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from factorflow.papers.base import Paper
+
+__all__ = ["PAPERS", "SCALES", "load_paper"]
+
+PAPERS = {
+    "razin_cohen_2020": (
+        "Implicit regularization in deep learning may not be explainable by norms (NeurIPS 2020)"
+    ),
+}
+
+SCALES = ("quick", "paper", "beyond")
+
+
+def load_paper(name: str) -> "Paper":
+    """The paper's experiments, figures and claims."""
+    from factorflow._problem.observations import named
+
+    module = importlib.import_module(f"factorflow.papers.{named('paper', name, PAPERS)}")
+    return module.PAPER

@@ -1,0 +1,91 @@
+"""How a run of this paper is drawn, and named in a legend."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from factorflow.papers.razin_cohen_2020.selection import is_flow, reached
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["draw_overlays", "draw_runs", "label"]
+
+
+def draw_runs(
+    ax: Any,
+    runs: "xr.Dataset",
+    measure: str,
+    *,
+    names: Literal["run", "setting"] = "run",
+) -> None:
+    """Every run against its loss: a color per setting, unbalanced starts dotted.
+
+    `names` says what the legend holds: runs with their cost, or settings, the same in every panel;
+    colors are then shared by the descent and the flow of one scale, and flows are drawn broad.
+    """
+    from factorflow.drawing import draw_curve
+
+    colors: dict[str, str] = {}
+    order = sorted(range(runs.sizes["run"]), key=lambda i: not is_flow(runs.isel(run=i)))
+    for index in order:
+        run = reached(runs.isel(run=index))
+        if not run.sizes["row"]:
+            continue
+        group = _setting(run) if names == "run" else _scale(run)
+        color = colors.setdefault(group, f"C{len(colors)}")
+        line = draw_curve(
+            ax,
+            run["loss"],
+            np.abs(np.asarray(run[measure])),
+            trusted=~np.asarray(run["contradicted"]),
+            label=label(run) if names == "run" else f"{_setting(run)}, {_balance(run)}",
+            color=color,
+            linestyle="-" if _balanced(run) else (0, (1, 1)),
+            reason="no longer gradient flow",
+        )
+        if names == "setting" and is_flow(run):
+            # Descent follows the flow so closely that one would hide the other.
+            line.set(linewidth=6, alpha=0.35)
+
+
+def draw_overlays(ax: Any, curves: Mapping[str, Any]) -> None:
+    """Functions of the loss, over the losses that the axes show: the theorem's bounds first."""
+    from factorflow.drawing import draw_bound
+
+    low, high = sorted(ax.get_xlim())
+    losses = np.geomspace(low, min(high, 3.7e-1), 300)
+    for number, (name, curve) in enumerate(curves.items()):
+        color = "black" if number == 0 else f"C{5 + number}"
+        draw_bound(ax, losses, np.asarray(curve(losses)), name, color=color)
+
+
+def label(run: "xr.Dataset") -> str:
+    """A run's name: its setting, its balance, and how long it took."""
+    if is_flow(run):
+        return f"{_setting(run)}, {_balance(run)}: time {float(run['final_time']):.1e}"
+    return f"{_setting(run)}, {_balance(run)}: {int(run['steps']):.1e} iterations"
+
+
+def _setting(run: "xr.Dataset") -> str:
+    if is_flow(run):
+        return f"flow, scale {_scale(run)}"
+    return f"{_short(float(run['dynamics.optimizer']))} / {_scale(run)}"
+
+
+def _scale(run: "xr.Dataset") -> str:
+    return _short(float(run["initializer.product_scale"]))
+
+
+def _balanced(run: "xr.Dataset") -> bool:
+    return str(run["initializer.kind"].item()) == "Balanced"
+
+
+def _balance(run: "xr.Dataset") -> str:
+    return "balanced" if _balanced(run) else "unbalanced"
+
+
+def _short(number: float) -> str:
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

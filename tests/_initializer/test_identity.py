@@ -1,0 +1,46 @@
+"""Identity factors in closed form."""
+
+import numpy as np
+import pytest
+
+import factorflow as ff
+from tolerances import assert_close
+
+
+def factors_by_hand(widths, alpha: float) -> list[np.ndarray]:
+    factors = []
+    for columns, rows in zip(widths[:-1], widths[1:], strict=True):
+        factor = np.zeros((rows, columns))
+        for i in range(min(rows, columns)):
+            factor[i, i] = alpha
+        factors.append(factor)
+    return factors
+
+
+REFERENCES = {ff.Identity: factors_by_hand}
+
+
+@pytest.mark.parametrize(
+    ("shape", "hidden"), [((2, 2), (2, 2)), ((3, 2), (4,)), ((3, 3), (2, 5)), ((2, 3), ())], ids=str
+)
+def test_factors_and_product(shape, hidden):
+    fz = ff.DeepMatrix(shape, depth=len(hidden) + 1, hidden=hidden)
+    alpha = 0.3
+    for initializer in (
+        ff.Identity(factor_scale=alpha),
+        ff.Identity(product_scale=alpha**fz.depth),
+    ):
+        factors = initializer(fz)
+        for actual, expected in zip(factors, REFERENCES[ff.Identity](fz.widths, alpha), strict=True):
+            assert_close(actual, expected)
+        product = alpha**fz.depth * np.eye(*shape)
+        product[min(fz.widths) :] = 0.0  # what a narrow hidden width cuts off
+        assert_close(fz.compose(factors), product)
+
+
+def test_negative_determinant_negates_the_first_row():
+    fz = ff.DeepMatrix((3, 3), depth=2, hidden=4)
+    product = fz.compose(ff.Identity(product_scale=0.25, determinant="negative")(fz))
+    assert_close(product, np.diag([-0.25, 0.25, 0.25]))
+    product = fz.compose(ff.Identity(product_scale=0.25, determinant="positive")(fz))
+    assert_close(product, 0.25 * np.eye(3))

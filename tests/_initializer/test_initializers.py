@@ -1,0 +1,195 @@
+"""What every initializer promises: shapes, one key one result, and the determinant's sign."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import exact
+import factorflow as ff
+from tolerances import assert_close
+
+# Each with a product scale, so that shape, depth and widths are free.
+INITIALIZERS = {
+    "Gaussian": ff.Gaussian,
+    "Balanced": ff.Balanced,
+    "Identity": ff.Identity,
+    "Orthogonal": ff.Orthogonal,
+}
+RANDOM = ["Gaussian", "Balanced", "Orthogonal"]
+EACH = pytest.mark.parametrize("name", INITIALIZERS)
+
+RECTANGULAR = ff.DeepMatrix((4, 3), depth=3, hidden=(5, 3))
+SQUARE = [
+    ff.DeepMatrix((1, 1), depth=2),
+    ff.DeepMatrix((2, 2), depth=1),
+    ff.DeepMatrix((2, 2), depth=3),
+    ff.DeepMatrix((3, 3), depth=2, hidden=5),
+    ff.DeepMatrix((3, 3), depth=3, hidden=(3, 4)),
+]
+
+
+@EACH
+def test_shapes_and_dtypes(name, dtype):
+    factors = INITIALIZERS[name](product_scale=0.1)(RECTANGULAR, jax.random.key(0))
+    assert [(f.shape, f.dtype) for f in factors] == [((5, 3), dtype), ((3, 5), dtype), ((4, 3), dtype)]
+    assert all(np.all(np.isfinite(factor)) for factor in factors)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_key_gives_one_result(name):
+    initializer = INITIALIZERS[name](product_scale=0.1)
+    first, second, other = (initializer(RECTANGULAR, jax.random.key(s)) for s in (0, 0, 1))
+    for a, b, c in zip(first, second, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.allclose(a, c)
+
+
+# --- The sign of the determinant
+
+
+@EACH
+@pytest.mark.parametrize("fz", SQUARE, ids=[f"{fz.shape} {fz.hidden_widths}" for fz in SQUARE])
+def test_requested_determinant(name, fz):
+    seeds = range(8)
+    keys = jax.random.split(jax.random.key(0), len(seeds))
+
+    @jax.jit
+    def draw(keys):
+        initializers = [
+            INITIALIZERS[name](product_scale=0.1, determinant=determinant)
+            for determinant in (None, "positive", "negative")
+        ]
+        return jax.vmap(lambda key: [initializer(fz, key) for initializer in initializers])(keys)
+
+    free, positive, negative = (jax.tree.map(np.asarray, factors) for factors in draw(keys))
+    signs = []
+    for lane in seeds:
+        wild = [factor[lane] for factor in free]
+        sign = math.copysign(1.0, exact.determinant(exact.product(wild)))
+        signs.append(sign)
+        for requested, factors in ((1.0, positive), (-1.0, negative)):
+            lane_factors = [factor[lane] for factor in factors]
+            assert requested * exact.determinant(exact.product(lane_factors)) > 0
+            # One output row is negated where the sign was wrong, and nothing else changes.
+            expected = [factor.copy() for factor in wild]
+            expected[-1][0] *= requested * sign
+            for actual, wanted in zip(lane_factors, expected, strict=True):
+                assert_close(actual, wanted)
+    # Both signs occur by themselves, so that both branches were taken.
+    assert set(signs) == ({1.0} if name == "Identity" else {1.0, -1.0})
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_both_determinant_signs_are_as_likely(name):
+    """Orthogonal invariance of each distribution: reflecting an output row changes nothing."""
+    count, fz = 1000, ff.DeepMatrix((2, 2), depth=2)
+    keys = jax.random.split(jax.random.key(0), count)
+    initializer = INITIALIZERS[name](product_scale=0.1)
+    products = jax.jit(jax.vmap(lambda key: fz.compose(initializer(fz, key))))(keys)
+    positive = np.sum(np.linalg.det(np.asarray(products, np.float64)) > 0)
+    assert abs(positive - count / 2) < 5 * math.sqrt(count / 4)
+
+
+@EACH
+def test_eagerly_as_under_jit(name):
+    fz, key = SQUARE[2], jax.random.key(1)
+    initializer = INITIALIZERS[name](product_scale=0.1, determinant="negative")
+    compiled = jax.jit(lambda key: initializer(fz, key))(key)
+    for actual, expected in zip(initializer(fz, key), compiled, strict=True):
+        assert_close(actual, expected)
+
+
+# --- Balance
+
+
+@pytest.mark.parametrize("determinant", [None, "positive", "negative"])
+@pytest.mark.parametrize("name", ["Balanced", "Identity", "Orthogonal"])
+def test_balanced_initializers_stay_so_with_either_sign(name, determinant):
+    fz = ff.DeepMatrix((3, 3), depth=3)
+    factors = INITIALIZERS[name](product_scale=1e-3, determinant=determinant)(fz, jax.random.key(0))
+    for inner, outer in zip(factors[:-1], factors[1:], strict=True):
+        gap = np.asarray(outer).T @ np.asarray(outer) - np.asarray(inner) @ np.asarray(inner).T
+        assert_close(gap, np.zeros((3, 3)), scale=1e-3 ** (2 / 3))
+
+
+# --- Bad input
+
+KEY = jax.random.key(0)
+NARROW = ff.DeepMatrix((3, 3), depth=2, hidden=2)
+
+
+SCALES = [
+    ("zero", 0.0, r"must be positive and finite, got 0.0. At scale 0 every factor"),
+    ("negative", -1.0, r"must be positive and finite, got -1.0"),
+    ("NaN", math.nan, r"must be positive and finite, got nan"),
+    ("infinite", math.inf, r"must be positive and finite, got inf"),
+    ("numpy zero", np.float64(0.0), r"must be positive and finite, got 0.0"),
+]
+BAD_INPUT = [
+    (
+        f"{name}, {scale} {case}",
+        lambda cls=cls, scale=scale, value=value: cls(**{scale: value}),
+        rf"{scale} {message}",
+    )
+    for name, cls in INITIALIZERS.items()
+    for scale in (["product_scale"] if name == "Balanced" else ["factor_scale", "product_scale"])
+    for case, value, message in SCALES
+]
+BAD_INPUT += [
+    case
+    for name, cls in INITIALIZERS.items()
+    for case in [
+        (f"{name}, no scale", cls, r"Give exactly one of .*product_scale=, got none"),
+        (
+            f"{name}, determinant of a rectangle",
+            lambda cls=cls: cls(product_scale=1.0, determinant="positive")(RECTANGULAR, KEY),
+            r"determinant='positive' needs a square matrix, got shape \(4, 3\)",
+        ),
+    ]
+]
+BAD_INPUT += [
+    case
+    for name, cls in INITIALIZERS.items()
+    if name != "Balanced"  # refuses narrow widths before
+    for case in [
+        (
+            f"{name}, both scales",
+            lambda cls=cls: cls(factor_scale=1.0, product_scale=1.0),
+            r"Give exactly one of factor_scale= or product_scale=, got "
+            r"\['factor_scale', 'product_scale'\]",
+        ),
+        (
+            f"{name}, determinant of narrow factors",
+            lambda cls=cls: cls(factor_scale=1.0, determinant="negative")(NARROW, KEY),
+            r"determinant='negative' cannot be honoured: hidden widths \(2,\) below 3",
+        ),
+    ]
+]
+BAD_INPUT += [
+    (
+        f"{name}, no key",
+        lambda name=name: INITIALIZERS[name](product_scale=1.0)(RECTANGULAR),
+        r"needs a random key",
+    )
+    for name in RANDOM
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [case[1:] for case in BAD_INPUT], ids=[case[0] for case in BAD_INPUT]
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@EACH
+def test_unknown_sign(name, monkeypatch):
+    # As users see it: the annotation's check, which only the tests switch on, comes first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="must be 'positive', 'negative' or None, got 'up'"):
+        INITIALIZERS[name](product_scale=1.0, determinant="up")

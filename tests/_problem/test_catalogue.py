@@ -1,0 +1,174 @@
+"""The named problems against tables written out by hand, and numpy's rank."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import factorflow as ff
+from tolerances import assert_close
+
+UNOBSERVED = np.nan
+
+
+def razin_cohen_table(dim: int, z: float, z_prime: float, eps: float) -> np.ndarray:
+    tables = {
+        2: [[UNOBSERVED, z], [z_prime, eps]],
+        5: [
+            [UNOBSERVED, z, 0, 0, 0],
+            [z_prime, eps, 0, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 1],
+        ],
+    }
+    return np.array(tables[dim], float)
+
+
+def unfolding_ranks(target) -> list[int]:
+    """Ranks of the matricizations along each mode: a CP rank is never below them."""
+    array = np.asarray(target, np.float64)
+    tolerance = 100 * np.finfo(np.asarray(target).dtype).eps
+    return [
+        int(np.linalg.matrix_rank(np.moveaxis(array, k, 0).reshape(d, -1), rtol=tolerance))
+        for k, d in enumerate(array.shape)
+    ]
+
+
+REFERENCES = {
+    ff.razin_cohen_problem: razin_cohen_table,
+    ff.random_low_rank_problem: unfolding_ranks,
+}
+
+
+# --- Razin and Cohen
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+@pytest.mark.parametrize(("z", "z_prime", "eps"), [(1.0, 1.0, 0.0), (-2.0, 0.5, 0.25)])
+def test_razin_cohen_entries(dim, z, z_prime, eps):
+    problem = ff.razin_cohen_problem(dim=dim, z=z, z_prime=z_prime, eps=eps)
+    table = REFERENCES[ff.razin_cohen_problem](dim, z, z_prime, eps)
+    observed = {(*index,): v for index, v in zip(problem.indices.tolist(), problem.values.tolist())}
+    expected = {i: table[i] for i in np.ndindex(dim, dim) if not np.isnan(table[i])}
+    assert observed == expected
+    assert len(problem.values) == dim * dim - 1
+    assert problem.shape == (dim, dim)
+    assert problem.target is None
+
+
+def test_razin_cohen_defaults():
+    problem = ff.razin_cohen_problem()
+    np.testing.assert_array_equal(problem.observed_entries(), [[0, 1], [1, 0]])
+    assert (problem.normalization, problem.penalty) == ("half_sum", "squared")
+
+
+def test_razin_cohen_loss_by_hand(dtype):
+    product = ff.Dense(jnp.asarray([[7.0, 0.5], [2.0, -1.0]], dtype))
+    loss = ff.razin_cohen_problem(2, z=1.0, z_prime=-1.0, eps=0.5).loss(product)
+    assert_close(loss, (0.5**2 + 3.0**2 + 1.5**2) / 2)
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_every_exact_solution_has_determinant_minus_z_z_prime(dim):
+    solution = np.array(ff.razin_cohen_problem(dim, z=2.0, z_prime=3.0).observed_entries())
+    for corner in (-1e3, 0.0, 5.0):
+        solution[0, 0] = corner
+        # An eliminated corner times epsilon.
+        np.testing.assert_allclose(np.linalg.det(solution), -6.0, rtol=1e-3 * 2**-13)
+
+
+# --- Random low rank
+
+CASES = [((7, 5), 2, 20), ((3, 4, 5), 2, 20)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def random_case(request):
+    shape, rank, n_observed = request.param
+    problem = ff.random_low_rank_problem(jax.random.key(5), shape, rank, n_observed)
+    return problem, shape, rank, n_observed
+
+
+def test_random_rank_and_norm(random_case, dtype):
+    problem, shape, rank, _ = random_case
+    assert problem.target.shape == shape
+    assert problem.target.dtype == dtype
+    ranks = REFERENCES[ff.random_low_rank_problem](problem.target)
+    assert ranks == [min(rank, d) for d in shape]
+    assert_close(np.sum(np.asarray(problem.target, np.float64) ** 2), math.prod(shape), scale=1e9)
+    assert_close(jnp.sqrt(jnp.sum(problem.target**2)), math.sqrt(math.prod(shape)))
+
+
+def test_random_observations_are_distinct_entries_of_the_target(random_case):
+    problem, shape, _, n_observed = random_case
+    indices = [tuple(index) for index in problem.indices.tolist()]
+    assert len(set(indices)) == len(indices) == n_observed
+    assert all(0 <= i < d for index in indices for i, d in zip(index, shape, strict=True))
+    np.testing.assert_array_equal(problem.values, [problem.target[index] for index in indices])
+    assert float(problem.loss(ff.Dense(problem.target))) == 0.0
+
+
+def test_random_norm_on_request():
+    key = jax.random.key(1)
+    problem = ff.random_low_rank_problem(key, (7, 5), 2, 20, frobenius_norm=3.0)
+    plain = ff.random_low_rank_problem(key, (7, 5), 2, 20, normalization="mean")
+    assert_close(jnp.sqrt(jnp.sum(problem.target**2)), 3.0)
+    assert_close(problem.target * (math.sqrt(35) / 3.0), plain.target)
+    np.testing.assert_array_equal(problem.indices, plain.indices)
+    assert (problem.normalization, plain.normalization) == ("half_sum", "mean")
+
+
+def test_random_data_depend_on_the_key_alone():
+    def make(seed):
+        return ff.random_low_rank_problem(jax.random.key(seed), (7, 5), 2, 20)
+
+    jax.tree.map(np.testing.assert_array_equal, make(0), make(0))
+    assert not np.allclose(make(0).target, make(1).target)
+    assert make(0).indices.tolist() != make(1).indices.tolist()
+
+
+def test_random_entries_are_drawn_uniformly():
+    keys = jax.random.split(jax.random.key(2), 2000)
+
+    def draw(key):
+        return ff.random_low_rank_problem(key, (3, 4), 1, 5).indices
+
+    rows, columns = np.moveaxis(np.asarray(jax.jit(jax.vmap(draw))(keys)), -1, 0)
+    counts = np.bincount((4 * rows + columns).ravel(), minlength=12)
+    probability = 5 / 12
+    error = math.sqrt(2000 * probability * (1 - probability))
+    assert np.all(np.abs(counts - 2000 * probability) < 5 * error)
+
+
+# --- Bad input
+
+
+def random(**kwargs):
+    arguments = {"shape": (7, 5), "rank": 2, "n_observed": 20, **kwargs}
+    return lambda: ff.random_low_rank_problem(jax.random.key(0), **arguments)
+
+
+BAD_INPUT = [
+    ("dimension 1", lambda: ff.razin_cohen_problem(dim=1), r"dim must be 2 or more, got 1"),
+    ("NaN observation", lambda: ff.razin_cohen_problem(eps=math.nan), r"values holds nan at"),
+    ("infinite observation", lambda: ff.razin_cohen_problem(z=math.inf), r"values holds inf at"),
+    ("rank 0", random(rank=0), r"rank must be 1 or more, got 0"),
+    (
+        "too many observations",
+        random(n_observed=36),
+        r"between 1 and the 35 entries of shape \(7, 5\), got 36",
+    ),
+    ("no observations", random(n_observed=0), r"between 1 and the 35 entries.*got 0"),
+    ("misspelt normalization", random(normalization="means"), r"Did you mean 'mean'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [case[1:] for case in BAD_INPUT], ids=[case[0] for case in BAD_INPUT]
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
