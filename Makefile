@@ -42,9 +42,13 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-logo
 
-# addopts is emptied because run-time type checks would be timed too.
-bench: $(VENV)/.installed-test $(VENV)/.installed-bench
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -o addopts= --benchmark-only benchmarks
+# COMPARE=1 adds a plain PyTorch loop to compare with.
+bench: $(VENV)/.installed-plot $(if $(COMPARE),$(VENV)/.installed-torch)
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/.installed-torch: $(VENV)/.installed-plot
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist

@@ -20,7 +20,10 @@ def product(factors: Sequence) -> Rational:
     for factor in factors[1:]:
         columns = list(zip(*result, strict=True))
         result = [
-            [sum((x * y for x, y in zip(row, column, strict=True)), Fraction(0)) for column in columns]
+            [
+                sum((x * y for x, y in zip(row, column, strict=True)), Fraction(0))
+                for column in columns
+            ]
             for row in _rational(factor)
         ]
     return result

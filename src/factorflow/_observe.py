@@ -1,5 +1,6 @@
 """When a run is observed, and when it stops."""
 
+import abc
 import math
 
 import equinox as eqx
@@ -47,9 +48,9 @@ class Stop(eqx.Module):
 class AbstractObservation(eqx.Module):
     """A list of moments, one row each. `kind` is `"loss"`, `"time"` or `"step"`."""
 
+    @abc.abstractmethod
     def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
         """The kind and the values of the slots."""
-        raise NotImplementedError
 
 
 class AtLosses(AbstractObservation):

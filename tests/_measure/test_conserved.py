@@ -6,23 +6,20 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from _measure.references import CASES, DTYPE, assert_agrees, evaluated, orthogonal, rows
-from factorflow._measure import as_measure
+from _measure.references import (
+    CASES,
+    DTYPE,
+    assert_agrees,
+    evaluated,
+    observe_deep,
+    orthogonal,
+    rows,
+)
 from tolerances import assert_close
 
 
 def gap_of(factors) -> np.ndarray:
-    factors = tuple(jnp.asarray(factor, DTYPE) for factor in factors)
-    shape = (factors[-1].shape[0], factors[0].shape[1])
-    hidden = tuple(factor.shape[0] for factor in factors[:-1])
-    factorization = ff.DeepMatrix(shape, depth=len(factors), hidden=hidden)
-    snapshot = ff.Snapshot(
-        ff.Completion(shape, [[0, 0]], [1.0]),
-        ff.Factored(factorization, factors),
-        factorization=factorization,
-        factors=factors,
-    )
-    return np.asarray(as_measure("balancedness_gap")(snapshot))
+    return observe_deep(["balancedness_gap"], factors)["balancedness_gap"]
 
 
 def random_factors(seed: int = 0) -> list[np.ndarray]:

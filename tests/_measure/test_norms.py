@@ -20,7 +20,7 @@ from _measure.references import (
 from tolerances import assert_close
 
 EPS = float(np.finfo(DTYPE).eps)
-POWERS = (0.1, 0.5, 0.9, 1, 1.5, 2, 3.7, 10, 100, 10**10, 10**20, "inf")
+POWERS = (0.1, 0.5, 0.9, 1, 2, 3.7, 10, 10**10, 10**20, "inf")
 
 SCHATTEN = tuple(f"schatten_norm[{p}]" for p in POWERS)
 # Read off the singular values, so that rotations change nothing.

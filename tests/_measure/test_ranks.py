@@ -4,14 +4,12 @@ import decimal
 import itertools
 
 import hypothesis
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 import exact
-import factorflow as ff
 from _measure.references import (
     DTYPE,
     EXTREMES,
@@ -19,15 +17,16 @@ from _measure.references import (
     assert_agrees,
     every_matrix,
     observe,
+    observe_deep,
     orthogonal,
     rows,
     together,
 )
-from factorflow._measure import as_measure
 from tolerances import assert_close
 
+EXCESS = "effective_rank_excess"
 EPS = float(np.finfo(DTYPE).eps)
-INVARIANT = ("rank", "rank[0.001]", "effective_rank", "effective_rank_excess", "stable_rank")
+INVARIANT = ("rank", "rank[0.001]", "effective_rank", EXCESS, "stable_rank")
 DISTANCES = ("distance_to_rank[0]", "distance_to_rank[1]")
 RANKS = INVARIANT + DISTANCES
 
@@ -161,7 +160,9 @@ def test_excess_through_deep_factors(depth):
     """A ratio of 1e-10 per factor, up to 1e-60 in the product, where ln(sigma) is -138."""
     factors = tuple(jnp.asarray(np.diag([1.0, 1e-10]), DTYPE) for _ in range(depth))
     small = float(DTYPE.type(1e-10))
-    assert_close(_deep_excess(factors) / excess_of([1.0, small**depth]), 1.0, scale=138.0)
+    assert_close(
+        observe_deep([EXCESS], factors)[EXCESS] / excess_of([1.0, small**depth]), 1.0, scale=138.0
+    )
 
 
 @pytest.mark.parametrize("depth", [30, pytest.param(60, marks=pytest.mark.x64)])
@@ -175,21 +176,9 @@ def test_excess_through_rotated_deep_factors(depth):
     )
     first, second = exact.log_singular_values_2x2(exact.product(factors))
     expected = excess_of([1.0, decimal.Decimal(second - first).exp()])
-    actual = _deep_excess(factors)
+    actual = observe_deep([EXCESS], factors)[EXCESS]
     # The determinant of each factor is rounded by its condition number, 10, in every layer.
     assert_close(actual / expected, 1.0, "linear_algebra")
-
-
-def _deep_excess(factors) -> np.ndarray:
-    factorization = ff.DeepMatrix((2, 2), depth=len(factors))
-    problem = ff.Completion((2, 2), [[0, 0]], [1.0])
-    measure = as_measure("effective_rank_excess")
-
-    @jax.jit
-    def excess(factors):
-        return measure(ff.Snapshot(problem, ff.Factored(factorization, factors)))
-
-    return np.asarray(excess(factors))
 
 
 def _shapes() -> list:

@@ -1,7 +1,5 @@
 """Singular values and determinants: against numpy, and where the product's entries say nothing."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,10 +13,10 @@ from _measure.references import (
     evaluated,
     every_matrix,
     observe,
+    observe_deep,
     orthogonal,
     rows,
 )
-from factorflow._measure import as_measures
 from tolerances import assert_close
 
 VALUES = ("singular_values", "log_singular_values")
@@ -26,21 +24,6 @@ DETERMINANTS = ("determinant", "log_abs_determinant", "determinant_sign")
 every_square = pytest.mark.parametrize(
     "matrix", [m for s, m in MATRICES.items() if s[0] == s[1]], ids=["2x2", "3x3"]
 )
-
-
-def observe_deep(names, factors, problem=None) -> dict[str, np.ndarray]:
-    factors = tuple(jnp.asarray(factor, DTYPE) for factor in factors)
-    shape = (factors[-1].shape[0], factors[0].shape[1])
-    hidden = tuple(factor.shape[0] for factor in factors[:-1])
-    factorization = ff.DeepMatrix(shape, depth=len(factors), hidden=hidden)
-    problem = ff.Completion(shape, [[0, 0]], [1.0]) if problem is None else problem
-
-    @jax.jit
-    def values(factors):
-        snapshot = ff.Snapshot(problem, ff.Factored(factorization, factors))
-        return {measure.name: measure(snapshot) for measure in as_measures(names)}
-
-    return {name: np.asarray(value) for name, value in values(factors).items()}
 
 
 @pytest.mark.parametrize(("case", "measure", "family", "parameters"), rows("spectrum"))

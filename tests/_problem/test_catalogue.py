@@ -51,7 +51,8 @@ REFERENCES = {
 def test_razin_cohen_entries(dim, z, z_prime, eps):
     problem = ff.razin_cohen_problem(dim=dim, z=z, z_prime=z_prime, eps=eps)
     table = REFERENCES[ff.razin_cohen_problem](dim, z, z_prime, eps)
-    observed = {(*index,): v for index, v in zip(problem.indices.tolist(), problem.values.tolist())}
+    indices = map(tuple, problem.indices.tolist())
+    observed = dict(zip(indices, problem.values.tolist(), strict=True))
     expected = {i: table[i] for i in np.ndindex(dim, dim) if not np.isnan(table[i])}
     assert observed == expected
     assert len(problem.values) == dim * dim - 1

@@ -227,7 +227,11 @@ BAD_INPUT = [
         completion(normalization="half_sun"),
         r"Unknown normalization 'half_sun'. Did you mean 'half_sum'\? Known: half_sum, mean",
     ),
-    ("misspelt loss", completion(loss="sqaured"), r"Unknown loss 'sqaured'. Did you mean 'squared'"),
+    (
+        "misspelt loss",
+        completion(loss="sqaured"),
+        r"Unknown loss 'sqaured'. Did you mean 'squared'",
+    ),
     ("unknown loss", completion(loss="xyz"), r"'xyz'\. Known: absolute, huber, squared"),
     (
         "no target",

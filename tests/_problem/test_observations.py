@@ -43,7 +43,7 @@ def draws(kind: str, batch_size: int | None, label_noise: float | None):
 
     keys = jax.random.split(jax.random.key(0), KEYS)
     full = jax.value_and_grad(lambda w: problem(kind).loss(ff.Dense(w)))(product)
-    results = jax.jit(lambda keys: jax.vmap(once)(keys))(keys)
+    results = jax.vmap(once)(keys)
     as_double = functools.partial(np.asarray, dtype=np.float64)
     return tuple(map(as_double, results)), tuple(map(as_double, full))
 

@@ -38,9 +38,7 @@ def test_loss(shape, dtype):
     for normalization in ("half_sum", "mean"):
         problem = ff.Sensing(measurements, values, normalization=normalization)
         assert problem.shape == shape
-        expected = REFERENCES[ff.Sensing](
-            measurements, values, np.ones(5), product, normalization
-        )
+        expected = REFERENCES[ff.Sensing](measurements, values, np.ones(5), product, normalization)
         assert_close(problem.loss(ff.Dense(product)), expected, scale=10.0)
 
 
@@ -117,7 +115,10 @@ def test_loss_of_a_resampled_problem(dtype):
 # --- Bad input
 
 
-def sensing(measurements=np.ones((2, 2, 3)), values=(1.0, 2.0), **kwargs):
+MEASUREMENTS = np.ones((2, 2, 3))
+
+
+def sensing(measurements=MEASUREMENTS, values=(1.0, 2.0), **kwargs):
     return lambda: ff.Sensing(measurements, values, **kwargs)
 
 

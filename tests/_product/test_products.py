@@ -141,4 +141,6 @@ def test_gradient_of_the_loss_under_vmap(dtype):
 def test_a_product_is_a_pytree_of_its_arrays(dtype):
     product = ff.Factored(FACTORIZATION, factors_of(FACTORIZATION, 2, dtype))
     doubled = jax.tree.map(lambda leaf: 2 * leaf, product)
-    assert_close(jax.jit(lambda p: p.dense())(doubled), 8 * REFERENCES[ff.Factored](product), scale=10.0)
+    assert_close(
+        jax.jit(lambda p: p.dense())(doubled), 8 * REFERENCES[ff.Factored](product), scale=10.0
+    )

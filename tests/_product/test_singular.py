@@ -134,9 +134,7 @@ def test_square_products(widths, seed, dtype):
     assert_close(logs, expected, "linear_algebra")
 
 
-@pytest.mark.parametrize(
-    "widths", [(5, 3), (3, 5), (5, 2, 3), (2, 6, 4), (1, 3)], ids=str
-)
+@pytest.mark.parametrize("widths", [(5, 3), (3, 5), (5, 2, 3), (2, 6, 4), (1, 3)], ids=str)
 def test_rectangular_products(widths, dtype):
     factors = gaussian_chain(7, widths, dtype)
     logs = np.asarray(jax.jit(log_singular_values)(factors))

@@ -135,7 +135,7 @@ class Integrator(eqx.Module):
             previous_time=jnp.where(keep, state.time, state.previous_time),
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
             previous_y=where(keep, state.y, state.previous_y),
-            made_jump=made_jump,
+            made_jump=jnp.asarray(made_jump),
             solver_state=where(keep, solver_state, state.solver_state),
             controller_state=controller_state,
             field_norm=jnp.where(keep, tree_norm(self.field(y)), state.field_norm),
@@ -150,7 +150,7 @@ class Integrator(eqx.Module):
         return self.at_loss(state, loss) if loss is not None else state
 
     def at_time(self, state: FlowState, time: FloatScalar) -> FlowState:
-        """The state at a time within the last step, by stepping again: at the solver's own order."""
+        """The state at a time within the last step, by stepping again at the solver's order."""
         time = jnp.clip(time, state.previous_time, state.time)
         y = self._restep(state, time)
         return self._moved(state, time, y, self.loss(y))

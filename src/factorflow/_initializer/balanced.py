@@ -1,5 +1,6 @@
 """Balanced factors of a random or given product."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +55,7 @@ class Balanced(AbstractInitializer):
 
     product_scale: float | None = None
     product: tuple[tuple[float, ...], ...] | None = None
-    determinant: Sign | None = None
+    determinant: Sign | None = eqx.field(static=True, default=None)
 
     def __init__(self, product_scale=None, product=None, determinant=None):
         self.product_scale = product_scale

@@ -10,7 +10,7 @@ import numpy as np
 
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._product import log_determinant
-from factorflow._types import Factors, RandomKey
+from factorflow._types import Factors, FloatScalar, RandomKey
 
 __all__ = ["AbstractInitializer", "Sign", "check_scales", "factor_scale_for", "with_determinant"]
 
@@ -46,7 +46,9 @@ def check_scales(**scales: float | None) -> None:
             )
 
 
-def factor_scale_for(factorization: AbstractFactorization, product_scale: float) -> float:
+def factor_scale_for(
+    factorization: AbstractFactorization, product_scale: float | FloatScalar
+) -> float | FloatScalar:
     r"""Per-factor standard deviation that gives the product's entries `product_scale`.
 
     For a deep matrix with Gaussian factors the entries of the product have standard deviation

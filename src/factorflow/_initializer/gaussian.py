@@ -1,5 +1,6 @@
 """Independent Gaussian factors."""
 
+import equinox as eqx
 import jax
 
 from factorflow._factorization import AbstractFactorization
@@ -44,7 +45,7 @@ class Gaussian(AbstractInitializer):
 
     factor_scale: float | None = None
     product_scale: float | None = None
-    determinant: Sign | None = None
+    determinant: Sign | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         check_scales(factor_scale=self.factor_scale, product_scale=self.product_scale)

@@ -1,5 +1,6 @@
 """Multiples of the identity."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +44,7 @@ class Identity(AbstractInitializer):
 
     factor_scale: float | None = None
     product_scale: float | None = None
-    determinant: Sign | None = None
+    determinant: Sign | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         check_scales(factor_scale=self.factor_scale, product_scale=self.product_scale)

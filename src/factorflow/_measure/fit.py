@@ -56,7 +56,8 @@ def gradient_norm(snapshot: Snapshot) -> FloatScalar:
     return _size(snapshot.gradient)
 
 
-@measure(dims=("row", "column"))
+# Not "row": that is the dimension of a trajectory's rows.
+@measure(dims=("product_row", "product_column"))
 def product(snapshot: Snapshot) -> FloatArray:
     """Every entry of a matrix product."""
     return snapshot.dense

@@ -6,7 +6,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -69,7 +69,7 @@ class Experiment(eqx.Module):
     stop: Stop
     measures: tuple[str, ...] = eqx.field(static=True)
     seed: int = eqx.field(static=True)
-    dtype: Literal["float64", "float32"] = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Experiment(eqx.Module):
         stop,
         measures=("loss",),
         seed: int = 0,
-        dtype: Literal["float64", "float32"] = "float64",
+        dtype: str = "float64",
     ):
         for name, value, kind in (
             ("task", task, AbstractTask),
@@ -100,7 +100,7 @@ class Experiment(eqx.Module):
         for measure in self.measures:
             as_measures([measure])
         self.seed = int(seed)
-        self.dtype = named("dtype", dtype, ("float64", "float32"))  # pyright: ignore[reportAttributeAccessIssue]
+        self.dtype = named("dtype", dtype, ("float64", "float32"))
         encode_experiment(self)  # refuses what cannot be stored
 
     def to_json(self) -> str:

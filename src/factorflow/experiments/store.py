@@ -63,7 +63,10 @@ class Store:
             if not file.exists():
                 return pl.DataFrame({"key": []}, schema={"key": pl.String})
             try:
-                self._index = pl.read_parquet(file)
+                index = pl.read_parquet(file)
+                # A batch that was deleted is to be run again.
+                present = {item.name for item in (self.path / _BATCHES).glob("*.nc")}
+                self._index = index.filter(pl.col("file").is_in(present))
             except Exception as error:
                 raise ValueError(
                     f"{file} cannot be read ({error}). Delete the store and run again."
@@ -172,8 +175,8 @@ class Store:
                 return dataset.load()
         except Exception as error:
             raise ValueError(
-                f"{file} is missing, truncated or not netCDF ({error}). Delete it and the store's "
-                f"{_INDEX}, then run again: other batches are recomputed only if deleted too."
+                f"{file} is truncated or not netCDF ({error}). Delete it and run again: only its "
+                "experiments are recomputed."
             ) from error
 
 

@@ -37,7 +37,7 @@ def draw_runs(
         color = colors.setdefault(group, f"C{len(colors)}")
         line = draw_curve(
             ax,
-            run["loss"],
+            np.asarray(run["loss"]),
             np.abs(np.asarray(run[measure])),
             trusted=~np.asarray(run["contradicted"]),
             label=label(run) if names == "run" else f"{_setting(run)}, {_balance(run)}",

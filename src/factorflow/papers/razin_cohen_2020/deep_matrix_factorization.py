@@ -97,7 +97,8 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
             draw_runs(lower, select(of_depth, dynamics__kind="GradientFlow"), "entry[0,0]")
             if depth in PUBLISHED_ENDS:
                 ends = PUBLISHED_ENDS[depth]
-                draw_markers(upper, [1e-4] * len(ends), ends, "published ends of curves")
+                at = np.full(len(ends), 1e-4)
+                draw_markers(upper, at, np.asarray(ends), "published ends of curves")
             for ax in (upper, lower):
                 draw_overlays(ax, {"theorem: $1/r - r$": entry_bound(), **overlays})
                 ax.legend(loc="lower right", fontsize=7.5)
@@ -175,7 +176,7 @@ def _check_plateau(dtype: str, low: float, high: float):
             ]
         )
         signs = np.asarray(runs["determinant_sign"])
-        crossed = np.nanmin(np.where(np.asarray(runs["reached"]), signs, np.nan), axis=1) < 0
+        crossed = np.any(np.asarray(runs["reached"]) & (signs < 0), axis=1)
         measured = (
             f"{ends.min():.2f} to {ends.max():.2f} in {ends.size} runs; determinant crossed zero "
             f"in {int(crossed.sum())}"

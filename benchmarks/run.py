@@ -1,0 +1,22 @@
+"""Measure everything, or the parts named on the command line: `run.py descent startup`."""
+
+import sys
+
+import descent
+import figures
+import jax
+import startup
+from timing import table
+
+PARTS = {"startup": startup, "descent": descent, "figures": figures}
+
+
+def main() -> None:
+    """Print one table per part."""
+    jax.config.update("jax_enable_x64", True)
+    for name in sys.argv[1:] or PARTS:
+        print(f"\n{name}\n{table(PARTS[name].measure())}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

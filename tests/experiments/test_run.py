@@ -1,0 +1,147 @@
+"""Running: one compilation per structure, the same bits in any batch, nothing lost."""
+
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+import factorflow as ff
+from experiments.common import base
+from factorflow.experiments import Store, run, sweep
+
+# The package's `run` is the function.
+module = importlib.import_module("factorflow.experiments.run")
+
+
+def variables(store, runs):
+    dataset = store.dataset(runs)
+    return {name: dataset[name].values for name in dataset.data_vars}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return sweep(base(), dynamics__optimizer=[1e-2, 2e-2], seed=range(3))
+
+
+@pytest.fixture(scope="module")
+def store(runs, tmp_path_factory):
+    return run(runs, tmp_path_factory.mktemp("together") / "store", progress=False)
+
+
+def test_a_batch_agrees_with_single_runs_bit_for_bit(runs, store, tmp_path):
+    together = variables(store, runs)
+    for chunk, order in ((1, runs), (4, runs[::-1])):
+        apart = run(order, tmp_path / str(chunk), chunk=chunk, progress=False)
+        for name, values in variables(apart, runs).items():
+            np.testing.assert_array_equal(values, together[name], err_msg=name)
+
+
+def test_a_run_agrees_with_simulate(runs, store):
+    experiment = runs[1]
+    spec = experiment.build()
+    trajectory = ff.simulate(
+        experiment.task.build(jax.random.key(0)),
+        experiment.factorization,
+        experiment.dynamics,
+        spec.factors,
+        observe=experiment.observe,
+        stop=experiment.stop,
+        measures=experiment.measures,
+    )
+    stored = store.dataset([experiment])
+    for name, values in trajectory.measures.items():
+        np.testing.assert_array_equal(values, stored[name].values[0])
+    np.testing.assert_array_equal(trajectory.steps, stored["step"].values[0])
+
+
+def test_one_compilation_per_structure(tmp_path, monkeypatch):
+    """Two depths with many learning rates, scales, seeds and levels are two structures."""
+    traced = []
+    from factorflow import _simulate
+
+    original = _simulate._start
+
+    def counted(spec):
+        traced.append(spec.factorization.depth)
+        return original(spec)
+
+    monkeypatch.setattr(_simulate, "_start", counted)
+    jax.clear_caches()
+    runs = sweep(
+        base(measures=["loss"]),
+        factorization__depth=[2, 3],
+        dynamics__optimizer=[1e-2, 2e-2],
+        initializer__product_scale=[1e-2, 2e-2],
+        seed=range(3),
+    )
+    run(runs, tmp_path / "store", progress=False, chunk=5)
+    # 12 runs per depth in chunks of 4: three chunks of one width, traced once.
+    assert sorted(traced) == [2, 3]
+
+
+def test_each_lane_stops_on_its_own(store, runs):
+    steps = store.dataset(runs)["steps"].values
+    fast, slow = steps[3:], steps[:3]
+    assert np.all(fast < slow)
+    # Half the rate takes about twice the steps.
+    np.testing.assert_allclose(slow / fast, 2, rtol=0.1)
+
+
+def test_running_again_computes_nothing(runs, store, monkeypatch):
+    monkeypatch.setattr(module, "follow", lambda *_: pytest.fail("ran again"))
+    run(runs, Store(store.path), progress=False)
+
+
+def test_an_interrupted_run_keeps_finished_batches_and_resumes(tmp_path, monkeypatch):
+    runs = sweep(base(), seed=range(6))
+    original, calls = module.follow, []
+
+    def interrupted(specs, width):
+        calls.append(len(specs))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(specs, width)
+
+    monkeypatch.setattr(module, "follow", interrupted)
+    with ThreadPoolExecutor(1) as one, pytest.raises(KeyboardInterrupt):
+        run(runs, tmp_path / "store", executor=one, chunk=2, progress=False)
+    # The first batch is in; a third, in flight at the interruption, may be.
+    assert len(Store(tmp_path / "store")) in (2, 4)
+    monkeypatch.setattr(module, "follow", original)
+    finished = run(runs, tmp_path / "store", chunk=2, progress=False)
+    assert len(finished) == 6
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_failed_run_is_stored_with_its_result(tmp_path):
+    wild = base(dynamics=ff.GradientDescent(50.0))
+    store = run([wild, base()], tmp_path / "store", progress=False)
+    assert store.dataset([wild, base()])["result"].values.tolist() == [
+        "loss_nonfinite",
+        "loss_reached",
+    ]
+
+
+def test_the_same_experiment_twice_runs_once(tmp_path):
+    assert len(run([base(), base()], tmp_path / "store", progress=False)) == 1
+
+
+def test_a_bad_experiment_is_refused_before_anything_runs(tmp_path):
+    narrow = base(factorization=ff.DeepMatrix((2, 2), 2, hidden=1))
+    with pytest.raises(ValueError, match=r"hidden width.*In the experiment with axes"):
+        run([base(), narrow], tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+def test_chunk_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="chunk must be 1 or more, got 0"):
+        run([base()], tmp_path / "store", chunk=0)
+
+
+def test_progress_goes_to_stderr(tmp_path, capsys):
+    run(base(), tmp_path / "store")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "1/1" in captured.err

@@ -1,0 +1,116 @@
+"""The store: labelled results, exports, and nothing half-written."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+import factorflow as ff
+from experiments.common import base
+from factorflow.experiments import Store, run, sweep
+
+
+@pytest.fixture(scope="module")
+def runs():
+    short = base(observe=ff.AtLosses([0.5, 1e-1]))
+    return [*sweep(base(), factorization__depth=[2, 3]), short]
+
+
+@pytest.fixture(scope="module")
+def store(runs, tmp_path_factory):
+    return run(runs, tmp_path_factory.mktemp("results") / "store", progress=False)
+
+
+def test_runs_of_unequal_shape_are_padded(store, runs):
+    dataset = store.dataset(runs)
+    assert dataset["entry[0,0]"].dims == ("run", "row")
+    assert dataset["log_singular_values"].dims == ("run", "row", "singular_value")
+    assert dataset["reached"].values.tolist() == [[True] * 3, [True] * 3, [True, True, False]]
+    assert np.isnan(dataset["entry[0,0]"].values[2, 2])
+    assert dataset["step"].values[2, 2] == -1
+
+
+def test_axes_become_coordinates_and_select(store, runs):
+    dataset = store.dataset(runs)
+    assert dataset["factorization.depth"].values.tolist() == [2, 3, 2]
+    assert store.dataset(factorization__depth=3).sizes["run"] == 1
+    assert store.dataset(result="loss_reached").sizes["run"] == 3
+
+
+def test_the_index_has_a_row_per_experiment(store, runs):
+    index = pl.read_parquet(store.path / "index.parquet")
+    assert sorted(index["key"]) == sorted(run.key() for run in runs)
+    assert set(index["verdict"]) <= {"unverified", "step_limited", "rounding_limited"}
+
+
+def test_a_new_store_object_reads_the_same(store, runs):
+    first, second = store.dataset(runs), Store(store.path).dataset(runs)
+    assert first.identical(second)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_hold_the_reached_rows(store, tmp_path, kind):
+    path = getattr(store, f"to_{kind}")(tmp_path / f"rows.{kind}")
+    table = pl.read_csv(path) if kind == "csv" else pl.read_parquet(path)
+    assert table.height == 8
+    dataset = store.dataset()
+    expected = dataset["entry[0,0]"].values[dataset["reached"].values]
+    # CSV holds the shortest text that reads back as the same float32.
+    written = table["entry[0,0]"].to_numpy().astype(np.float32)
+    np.testing.assert_array_equal(written, expected)
+    assert {"factorization.depth", "level", "step", "log_singular_values.1"} <= set(table.columns)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds something else \('thesis.tex'\)"):
+        Store(tmp_path)
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="a store is a folder"):
+        Store(tmp_path / "file")
+
+
+def test_missing_experiments_are_named(store):
+    with pytest.raises(ValueError, match="1 of 1 experiments are not in the store"):
+        store.dataset([base(seed=99)])
+
+
+def test_an_unknown_axis_is_named(store):
+    with pytest.raises(ValueError, match="No axis 'dept'"):
+        store.dataset(dept=2)
+
+
+def test_a_truncated_batch_is_named_and_recomputed_after_removal(tmp_path):
+    store = run(base(), tmp_path / "store", progress=False)
+    file = next((tmp_path / "store" / "batches").iterdir())
+    whole = store.dataset([base()])
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="truncated"):
+        Store(store.path).dataset([base()])
+    file.unlink()
+    again = run(base(), store.path, progress=False)
+    np.testing.assert_array_equal(again.dataset([base()])["entry[0,0]"], whole["entry[0,0]"])
+
+
+def test_a_truncated_index_is_named(tmp_path):
+    store = run(base(), tmp_path / "store", progress=False)
+    index = store.path / "index.parquet"
+    index.write_bytes(index.read_bytes()[:20])
+    with pytest.raises(ValueError, match="cannot be read"):
+        Store(store.path).dataset()
+
+
+def test_an_interrupted_write_leaves_the_store_as_it_was(tmp_path, monkeypatch):
+    store = run(base(), tmp_path / "store", progress=False)
+
+    def full_disk(dataset, file):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("factorflow.experiments.store._write_netcdf", full_disk)
+    with pytest.raises(ValueError, match=r"No space left on device.*run again"):
+        run(base(seed=1), store.path, progress=False)
+    assert not list(store.path.rglob("*.tmp"))
+    assert Store(store.path).dataset([base()]).sizes["run"] == 1
