@@ -31,9 +31,10 @@ def limits(
     gradient_norm: float = 1e-30,
     max_steps: int = 100_000,
     max_time: float = 1e6,
+    **checks: int,
 ) -> ff.Stop:
     """A `Stop` that names every limit; those not given are never reached."""
-    return ff.Stop(float(loss), float(gradient_norm), max_steps, float(max_time))
+    return ff.Stop(float(loss), float(gradient_norm), max_steps, float(max_time), **checks)
 
 
 def flow(integrator="Tsit5", rtol: float | None = None) -> ff.GradientFlow:
@@ -74,7 +75,7 @@ class Linear:
         outer = self.weight * np.tensordot(residuals, self.measurements.astype(residuals.dtype), 1)
         gradients = []
         for layer in range(len(factors)):
-            left = compose(factors[layer + 1 :], np.eye(outer.shape[0], dtype=outer.dtype))
+            left = compose(factors[layer + 1 :], np.eye(factors[layer].shape[0], dtype=outer.dtype))
             right = compose(factors[:layer], np.eye(outer.shape[1], dtype=outer.dtype))
             gradients.append(left.T @ outer @ right.T)
         return tuple(gradients)

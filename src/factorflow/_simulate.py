@@ -41,6 +41,12 @@ class RunSpec(eqx.Module):
     limited: bool = eqx.field(static=True)
     measures: tuple[Measure, ...] = eqx.field(static=True)
 
+    @property
+    def ends_at_level(self) -> bool:
+        """Whether rows are at losses and the run ends at one, the first time it is reached."""
+        at_once = self.stop.every == self.stop.patience == 1
+        return self.observed_at == "loss" and self.stop.loss is not None and at_once
+
 
 def simulate(
     problem: AbstractProblem,
@@ -173,23 +179,25 @@ def core(spec: RunSpec) -> Trajectory:
         return jnp.any(_lanes(_unfinished)(spec, *carry, levels))
 
     def row(carry, levels):
+        carry, _ = carry
         state, passed = lax.while_loop(
             lambda c: unfinished(c, levels), lambda c: _lanes(_advance)(spec, *c, levels), carry
         )
-        return (state, passed), _lanes(_observe)(spec, state, levels)
+        located, rows = _lanes(_observe)(spec, state, levels)
+        return ((state, passed), located), rows
 
     state, initial_sign = _lanes(_start)(spec)
     passed = jnp.zeros(state.step.shape, jnp.int32)
-    carry = state, _lanes(_count_checks)(spec.stop, state, passed)
+    carry = state, _lanes(_count_checks)(spec, state, passed)
     levels = spec.levels
     if spec.limited:
         # The last row need not be the end: a level that is never reached goes on to the limit.
         never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
         levels = jnp.pad(levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
-    carry, rows = lax.scan(row, carry, levels.T)
+    (carry, located), rows = lax.scan(row, (carry, state), levels.T)
     # Lanes first, and without the row that only led to the end.
     rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[: spec.levels.shape[1]], 0, 1), rows)
-    return _lanes(_finish)(spec, *carry, initial_sign, rows)
+    return _lanes(_finish)(spec, *carry, located, initial_sign, rows)
 
 
 def _lanes(function: Callable) -> Callable:
@@ -226,15 +234,20 @@ def _advance(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.
         return state, passed
     # Nothing new to check after a rejected step of a flow.
     moved = state.step != before
-    return state, jnp.where(moved, _count_checks(spec.stop, state, passed), passed)
+    return state, jnp.where(moved, _count_checks(spec, state, passed), passed)
 
 
-def _observe(spec: RunSpec, state: AbstractState, level: jax.Array) -> "_Rows":
+def _observe(
+    spec: RunSpec, state: AbstractState, level: jax.Array
+) -> "tuple[AbstractState, _Rows]":
     reached = _crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
+    if spec.ends_at_level:
+        # No row lies beyond the end; the last row, at no level, is then the end itself.
+        level = jnp.maximum(level, spec.stop.loss)
     target = {} if spec.observed_at == "step" else {spec.observed_at: level}
     located = spec.dynamics.locate(spec.problem, spec.factorization, state, **target)
     snapshot = _view(spec, located)
-    return _Rows(
+    return located, _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
@@ -254,9 +267,14 @@ class _Rows(eqx.Module):
 
 
 def _finish(
-    spec: RunSpec, state: AbstractState, passed: jax.Array, initial_sign: jax.Array, rows: _Rows
+    spec: RunSpec,
+    state: AbstractState,
+    passed: jax.Array,
+    located: AbstractState,
+    initial_sign: jax.Array,
+    rows: _Rows,
 ) -> Trajectory:
-    state, result = _final(spec, state, passed)
+    state, result = _final(spec, state, passed, located)
     reached = rows.reached
     if spec.dynamics.continuous:
         # A step may overshoot the end and cross levels that lie beyond it.
@@ -359,19 +377,21 @@ def _crossed(observed_at: str, state: AbstractState, level) -> jax.Array:
     return (state.time if observed_at == "time" else state.step) >= level
 
 
-def _holds(stop: Stop, state: AbstractState) -> tuple[jax.Array, jax.Array]:
-    never = jnp.asarray(False)
+def _holds(spec: RunSpec, state: AbstractState) -> tuple[jax.Array, jax.Array]:
+    stop, never = spec.stop, jnp.asarray(False)
     loss = never if stop.loss is None else state.loss <= stop.loss
     gradient = never
     if stop.gradient_norm is not None:
-        gradient = state.gradient_norm() <= stop.gradient_norm
+        norm = spec.dynamics.gradient_norm(spec.problem, spec.factorization, state)
+        gradient = norm <= stop.gradient_norm
     return loss, gradient
 
 
-def _count_checks(stop: Stop, state: AbstractState, passed: jax.Array) -> jax.Array:
+def _count_checks(spec: RunSpec, state: AbstractState, passed: jax.Array) -> jax.Array:
+    stop = spec.stop
     if stop.loss is None and stop.gradient_norm is None:
         return passed
-    loss, gradient = _holds(stop, state)
+    loss, gradient = _holds(spec, state)
     counted = jnp.where(loss | gradient, passed + 1, 0)
     if stop.every == 1:
         return counted
@@ -388,12 +408,12 @@ def _ended(stop: Stop, state: AbstractState, passed: jax.Array) -> jax.Array:
     return ended
 
 
-def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
+def _final(spec: RunSpec, state: AbstractState, passed: jax.Array, located: AbstractState):
     """The end of the run, located exactly for a flow, and why it ended."""
     stop, dynamics = spec.stop, spec.dynamics
     result = RESULTS.observations_complete
     result = RESULTS.where(state.step >= stop.max_steps, RESULTS.step_limit_reached, result)
-    loss_held, gradient_held = _holds(stop, state)
+    loss_held, gradient_held = _holds(spec, state)
     done = passed >= stop.patience
     result = RESULTS.where(done & gradient_held, RESULTS.gradient_norm_reached, result)
     if stop.max_time is not None:
@@ -404,8 +424,9 @@ def _final(spec: RunSpec, state: AbstractState, passed: jax.Array):
         # Within the same step the loss may be reached only after the time limit.
         loss_held = loss_held & (state.loss <= stop.loss) if stop.loss is not None else loss_held
     if stop.loss is not None and stop.every == stop.patience == 1:
-        at_loss = dynamics.locate(spec.problem, spec.factorization, state, loss=stop.loss)
-        state = where(done & loss_held, at_loss, state)
+        if not spec.ends_at_level:
+            located = dynamics.locate(spec.problem, spec.factorization, state, loss=stop.loss)
+        state = where(done & loss_held, located, state)
     result = RESULTS.where(done & loss_held, RESULTS.loss_reached, result)
     result = RESULTS.where(state.result == RESULTS.successful, result, state.result)
     return state, RESULTS.where(jnp.isfinite(state.loss), result, RESULTS.loss_nonfinite)

@@ -75,6 +75,8 @@ class Sweep:
     """Axes, `field=[value, ...]` with the values as a JSON list."""
     out: Path | None = None
     """Also write all rows to this .csv or .parquet file."""
+    chunk: int = 64
+    """At most this many runs per batch; results do not depend on it."""
     progress: bool = True
     """Show a progress bar."""
 

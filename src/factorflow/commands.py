@@ -78,7 +78,7 @@ def run_sweep(command: "Sweep") -> int:
         if not isinstance(values, list):
             raise ValueError(f"Axis {name!r} needs a JSON list of values, got {values!r}.")
     experiments = sweep(base, **axes)
-    store = run(experiments, command.store, progress=command.progress)
+    store = run(experiments, command.store, progress=command.progress, chunk=command.chunk)
     if command.out is not None:
         _write(store.dataset(experiments), command.out)
     print(f"{len(experiments)} runs in {store.path}")

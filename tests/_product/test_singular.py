@@ -205,12 +205,12 @@ def test_order_of_equal_singular_values(dtype):
 
 
 @pytest.mark.parametrize("widths", [(2, 2, 2), (3, 5, 3), (4, 2, 3)], ids=str)
-def test_jit_and_vmap_agree_with_single_calls(widths, dtype):
+def test_vmap_agrees_with_single_calls(widths, dtype):
     chains = [gaussian_chain(seed, widths, dtype) for seed in range(4)]
     stacked = tuple(jnp.stack(layer) for layer in zip(*chains, strict=True))
     functions = [log_singular_values] + [log_determinant] * (widths[0] == widths[-1])
     for function in functions:
-        single = [function(chain) for chain in chains]
-        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *single)
+        compiled = jax.jit(function)
+        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *map(compiled, chains))
         batched = jax.jit(jax.vmap(function))(stacked)
         jax.tree.map(lambda a, b: assert_close(a, b, "linear_algebra"), batched, expected)

@@ -77,7 +77,7 @@ def test_one_compilation_per_structure(tmp_path, monkeypatch):
         seed=range(3),
     )
     run(runs, tmp_path / "store", progress=False, chunk=5)
-    # 12 runs per depth in chunks of 4: three chunks of one width, traced once.
+    # 12 runs per depth in chunks of 4: three batches of one width, traced once.
     assert sorted(traced) == [2, 3]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from factorflow.experiments import Store, run
+from factorflow.experiments import run
 from factorflow.papers import PAPERS, load_paper
 
 pytestmark = pytest.mark.x64

@@ -28,10 +28,6 @@ class AbstractState(eqx.Module):
     result: eqx.AbstractVar[RESULTS]
 
     @abc.abstractmethod
-    def gradient_norm(self) -> FloatScalar:
-        """Norm of what moves the state: the gradient with respect to the factors, or the field."""
-
-    @abc.abstractmethod
     def stats(self) -> dict[str, Any]:
         """Counters worth reporting."""
 
@@ -74,6 +70,12 @@ class AbstractDynamics(eqx.Module):
 
         Where not, the state is returned as it is: other lanes of the batch go on.
         """
+
+    @abc.abstractmethod
+    def gradient_norm(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: Any
+    ) -> FloatScalar:
+        """Norm of what moves the state: the gradient with respect to the factors, or the field."""
 
     @abc.abstractmethod
     def product(self, factorization: AbstractFactorization, state: Any) -> AbstractProduct: ...

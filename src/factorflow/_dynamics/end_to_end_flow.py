@@ -123,6 +123,11 @@ class EndToEndFlow(AbstractDynamics):
     ) -> FlowState:
         return self._integrator(problem, factorization, state.y).advance(state, active)
 
+    def gradient_norm(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> FloatScalar:
+        return self._integrator(problem, factorization, state.y).speed(state)
+
     def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
         return Dense(state.y)
 

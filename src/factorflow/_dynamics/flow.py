@@ -40,10 +40,6 @@ class FlowState(AbstractState):
     made_jump: jax.Array
     solver_state: Any
     controller_state: Any
-    field_norm: FloatScalar
-
-    def gradient_norm(self) -> FloatScalar:
-        return self.field_norm
 
     def stats(self) -> dict[str, Any]:
         stats = {"num_steps": self.step, "num_rejected": self.rejected}
@@ -85,12 +81,15 @@ class Integrator(eqx.Module):
             made_jump=jnp.asarray(False),
             solver_state=self.solver.init(terms, zero, next_time, y, None),
             controller_state=controller_state,
-            field_norm=tree_norm(self.field(y)),
         )
 
     def advance(self, state: FlowState, active: jax.Array) -> FlowState:
         """One attempted step; a rejected one changes only the next step's size."""
         return where(active, self._attempt(state), state)
+
+    def speed(self, state: FlowState) -> FloatScalar:
+        """Norm of the field at the state."""
+        return tree_norm(self.field(state.y))
 
     def _attempt(self, state: FlowState) -> FlowState:
         terms = self._terms()
@@ -138,7 +137,6 @@ class Integrator(eqx.Module):
             made_jump=jnp.asarray(made_jump),
             solver_state=where(keep, solver_state, state.solver_state),
             controller_state=controller_state,
-            field_norm=jnp.where(keep, tree_norm(self.field(y)), state.field_norm),
         )
 
     def locate(

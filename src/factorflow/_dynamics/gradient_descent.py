@@ -31,9 +31,6 @@ class _DescentState(AbstractState):
     optimizer_state: Any
     key: RandomKey | None
 
-    def gradient_norm(self) -> FloatScalar:
-        return tree_norm(self.gradient)
-
     def stats(self) -> dict[str, Any]:
         return {"num_steps": self.step, "num_gradients": self.step + 1}
 
@@ -155,6 +152,14 @@ class GradientDescent(AbstractDynamics):
             key=key,
         )
         return new if self._plain and not self._stochastic else where(active, new, state)
+
+    def gradient_norm(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _DescentState,
+    ) -> FloatScalar:
+        return tree_norm(state.gradient)
 
     def product(
         self, factorization: AbstractFactorization, state: _DescentState

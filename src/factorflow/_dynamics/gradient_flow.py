@@ -82,6 +82,11 @@ class GradientFlow(AbstractDynamics):
     ) -> FlowState:
         return self._integrator(problem, factorization, state.y).advance(state, active)
 
+    def gradient_norm(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> FloatScalar:
+        return self._integrator(problem, factorization, state.y).speed(state)
+
     def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
         return Factored(factorization, state.y)
 

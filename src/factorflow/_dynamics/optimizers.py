@@ -23,7 +23,9 @@ class GroupRmspropState(NamedTuple):
 
 
 def group_rmsprop(
-    learning_rate: float, decay: float = 0.99, eps: float = 1e-6
+    learning_rate: float | FloatScalar,
+    decay: float | FloatScalar = 0.99,
+    eps: float | FloatScalar = 1e-6,
 ) -> optax.GradientTransformation:
     r"""One global step size from the running mean of the squared gradient norm.
 

@@ -18,6 +18,7 @@ from factorflow.experiments.store import Store
 __all__ = ["run"]
 
 _CHUNK = 64
+_WIDTHS = (4, 16, 64, 256)
 
 
 class _Chunk(NamedTuple):
@@ -88,13 +89,24 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
         group.specs.append(spec)
     chunks = []
     for name, group in groups.items():
-        # Chunks of equal width, so that a structure compiles once.
-        count = -(-len(group.specs) // size)
-        width = -(-len(group.specs) // count)
+        # Chunks of equal width, so that a structure compiles once: padded ones repeat a run.
+        width = _width(len(group.specs), size)
         for start in range(0, len(group.specs), width):
             part = slice(start, start + width)
             chunks.append(_Chunk(name, group.experiments[part], group.specs[part], width))
     return chunks
+
+
+def _width(runs: int, size: int) -> int:
+    """The narrowest of a few widths that holds the runs, at most `size`.
+
+    Few widths, so that sweeps of one structure but different lengths share compilations too.
+    """
+    width = _WIDTHS[0]
+    for wider in _WIDTHS:
+        if width < runs and wider <= size:
+            width = wider
+    return min(width, size)
 
 
 def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm") -> None:
