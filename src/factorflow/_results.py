@@ -5,7 +5,7 @@ import diffrax
 __all__ = ["RESULTS", "failed", "result_name"]
 
 
-class RESULTS(diffrax.RESULTS):
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """Endings of `factorflow.simulate`, a superset of `diffrax.RESULTS`.
 
     Limits named in `Stop` and a completed list of observations are not errors; `failed(result)`

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow._simulate import follow, prepare
+from factorflow._simulate import follow
+from factorflow._spec import prepare
 from runs import (
     DTYPE,
     EPS,

@@ -131,17 +131,26 @@ def test_random_data_depend_on_the_key_alone():
     assert make(0).indices.tolist() != make(1).indices.tolist()
 
 
-def test_random_entries_are_drawn_uniformly():
-    keys = jax.random.split(jax.random.key(2), 2000)
+def test_random_draws_are_uniform_and_modes_independent():
+    count = 2000
+    keys = jax.random.split(jax.random.key(2), count)
 
     def draw(key):
-        return ff.random_low_rank_problem(key, (3, 4), 1, 5).indices
+        problem = ff.random_low_rank_problem(key, (4, 4), 1, 5)
+        return problem.indices, problem.target
 
-    rows, columns = np.moveaxis(np.asarray(jax.jit(jax.vmap(draw))(keys)), -1, 0)
-    counts = np.bincount((4 * rows + columns).ravel(), minlength=12)
-    probability = 5 / 12
-    error = math.sqrt(2000 * probability * (1 - probability))
-    assert np.all(np.abs(counts - 2000 * probability) < 5 * error)
+    indices, targets = map(np.asarray, jax.jit(jax.vmap(draw))(keys))
+    rows, columns = np.moveaxis(indices, -1, 0)
+    counts = np.bincount((4 * rows + columns).ravel(), minlength=16)
+    probability = 5 / 16
+    error = math.sqrt(count * probability * (1 - probability))
+    assert np.all(np.abs(counts - count * probability) < 5 * error)
+    # Factors of one mode repeated in another would show on the diagonal, and as symmetry.
+    mean = np.mean(targets, axis=0)
+    assert np.all(np.abs(mean) < 5 * np.std(targets, axis=0) / math.sqrt(count))
+    products = targets[:, 0, 1] * targets[:, 1, 0]
+    # E[W_01 W_10] = E[a_0 a_1] E[b_0 b_1] = 0.
+    assert abs(np.mean(products)) < 5 * np.std(products) / math.sqrt(count)
 
 
 # --- Bad input

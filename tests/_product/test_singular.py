@@ -191,14 +191,18 @@ def test_rank_deficient_factor(dtype):
 
 
 def test_order_of_equal_singular_values(dtype):
-    turn = np.array([[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]])
+    """Rounding makes either the larger, but they are promised in descending order."""
+    angles = np.linspace(0.0, 3.0, 64)
+    turns = np.moveaxis(
+        [[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]], -1, 0
+    )
     for sign in (1.0, -1.0):
-        factors = (jnp.asarray(1e-3 * turn, dtype), jnp.asarray(turn * [1.0, sign], dtype))
-        logs = np.asarray(log_singular_values(factors))
-        assert logs[0] >= logs[1]
-        # The values differ by rounding, which a difference of squares does not amplify.
-        assert_close(logs, np.full(2, math.log(1e-3)))
-        assert float(log_determinant(factors)[0]) == sign
+        # Of size one, where logarithms resolve the last digit.
+        factors = (jnp.asarray(turns, dtype), jnp.asarray(turns * [1.0, sign], dtype))
+        logs, (signs, _) = jax.vmap(measured)(factors)
+        assert np.all(logs[:, 0] >= logs[:, 1])
+        assert_close(logs, np.zeros((64, 2)))
+        np.testing.assert_array_equal(signs, sign)
 
 
 # --- Transformations

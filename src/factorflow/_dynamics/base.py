@@ -1,7 +1,7 @@
 """The interface of a dynamics and of its state."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -40,7 +40,7 @@ class AbstractDynamics(eqx.Module):
     """
 
     # Whether times and levels can be hit exactly (a flow) or only passed (descent).
-    continuous: eqx.AbstractClassVar[bool]
+    continuous: ClassVar[bool]
 
     @abc.abstractmethod
     def check(

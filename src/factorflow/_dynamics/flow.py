@@ -62,7 +62,7 @@ class Integrator(eqx.Module):
         loss = self.loss(y)
         zero = jnp.zeros_like(loss)
         terms, horizon = self._terms(), jnp.full_like(loss, jnp.inf)
-        order = self.solver.error_order(terms)
+        order = self._error_order(terms)
         dt0 = self._first_step(y, loss) if self.dt0 is None else self.dt0
         next_time, controller_state = self.controller.init(
             terms, zero, horizon, y, dt0, None, self.solver.func, order
@@ -71,10 +71,10 @@ class Integrator(eqx.Module):
             step=jnp.zeros((), jnp.int32),
             time=zero,
             loss=loss,
-            result=RESULTS.successful,
+            result=RESULTS.successful,  # pyright: ignore[reportArgumentType]
             y=y,
             rejected=jnp.zeros((), jnp.int32),
-            next_time=next_time,
+            next_time=jnp.asarray(next_time),
             previous_time=zero,
             previous_loss=loss,
             previous_y=y,
@@ -110,10 +110,13 @@ class Integrator(eqx.Module):
                 y,
                 None,
                 error,
-                self.solver.error_order(terms),
+                self._error_order(terms),
                 state.controller_state,
             )
         )
+
+        # diffrax types these as anything scalar; here they are arrays.
+        keep, time, next_time = (jnp.asarray(value) for value in (keep, time, next_time))
 
         # A solver that failed inside a step (Newton diverged) has left an infinite error, which the
         # controller rejects; only a step that cannot shrink any further ends the run.
@@ -220,6 +223,10 @@ class Integrator(eqx.Module):
 
     def _moved(self, state: FlowState, time: FloatScalar, y: Any, loss: FloatScalar) -> FlowState:
         return eqx.tree_at(lambda s: (s.time, s.y, s.loss), state, (time, y, loss))
+
+    def _error_order(self, terms: diffrax.ODETerm) -> Any:
+        # `None` is for solvers of stochastic equations of unknown order, which these are not.
+        return self.solver.error_order(terms)
 
     def _terms(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(lambda t, y, args: self.field(y))

@@ -107,7 +107,7 @@ class GradientDescent(AbstractDynamics):
             step=jnp.zeros((), jnp.int32),
             time=jnp.zeros_like(loss),
             loss=loss,
-            result=RESULTS.successful,
+            result=RESULTS.successful,  # pyright: ignore[reportArgumentType]
             factors=factors,
             gradient=gradient,
             optimizer_state=None if self._plain else self._transformation().init(factors),
@@ -122,11 +122,10 @@ class GradientDescent(AbstractDynamics):
         active: jax.Array,
     ) -> _DescentState:
         key, gradient = state.key, state.gradient
-        if self._stochastic:
-            key, sample_key = jax.random.split(state.key)
-            sampled = problem.resample(
-                sample_key, batch_size=self.batch_size, label_noise=self.label_noise
-            )
+        if key is not None:
+            key, sample_key = jax.random.split(key)
+            noise = None if self.label_noise is None else jnp.asarray(self.label_noise)
+            sampled = problem.resample(sample_key, batch_size=self.batch_size, label_noise=noise)
             _, gradient = _loss_and_gradient(sampled, factorization, state.factors)
         if self._plain:
             # A step of size zero leaves an inactive lane as it is, and costs nothing.

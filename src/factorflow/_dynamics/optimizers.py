@@ -17,7 +17,7 @@ __all__ = ["OPTIMIZERS", "GroupRmspropState", "Optimizer", "group_rmsprop"]
 class GroupRmspropState(NamedTuple):
     """`step_size` is the effective step size that the last update used."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mean_square: jax.Array
     step_size: jax.Array
 

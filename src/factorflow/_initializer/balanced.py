@@ -81,6 +81,7 @@ class Balanced(AbstractInitializer):
         elif key is None:
             raise ValueError("Balanced(product_scale=) needs a random key.")
         else:
+            assert self.product_scale is not None  # one of the two was given
             product = self.product_scale * jax.random.normal(key, factorization.shape)
         return with_determinant(
             factorization, balanced_factors(factorization, product), self.determinant

@@ -12,7 +12,14 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._product import log_determinant
 from factorflow._types import Factors, FloatScalar, RandomKey
 
-__all__ = ["AbstractInitializer", "Sign", "check_scales", "factor_scale_for", "with_determinant"]
+__all__ = [
+    "AbstractInitializer",
+    "Sign",
+    "check_scales",
+    "factor_scale_for",
+    "root_scale",
+    "with_determinant",
+]
 
 Sign = Literal["positive", "negative"]
 
@@ -44,6 +51,16 @@ def check_scales(**scales: float | None) -> None:
                 f"{name} must be positive and finite, got {scale}. At scale 0 every factor of a "
                 "deep factorization starts on a stationary point and never moves."
             )
+
+
+def root_scale(
+    factor_scale: float | FloatScalar | None, product_scale: float | FloatScalar | None, depth: int
+) -> float | FloatScalar:
+    """The multiple in each of `depth` factors that multiply to `product_scale`, unless given."""
+    if factor_scale is not None:
+        return factor_scale
+    assert product_scale is not None  # check_scales saw to it
+    return product_scale ** (1 / depth)
 
 
 def factor_scale_for(

@@ -57,7 +57,8 @@ class Gaussian(AbstractInitializer):
         if key is None:
             raise ValueError("Gaussian needs a random key: `Gaussian(...)(factorization, key)`.")
         scale = self.factor_scale
-        if self.product_scale is not None:
+        if scale is None:
+            assert self.product_scale is not None  # check_scales saw to it
             scale = factor_scale_for(factorization, self.product_scale)
         structs, treedef = jax.tree.flatten(factorization.shapes())
         draws = [

@@ -10,6 +10,7 @@ from factorflow._initializer.base import (
     Sign,
     check_determinant,
     check_scales,
+    root_scale,
     with_determinant,
 )
 from factorflow._types import Factors, RandomKey
@@ -56,9 +57,7 @@ class Identity(AbstractInitializer):
         del key
         if not isinstance(factorization, DeepMatrix):
             raise ValueError(f"Identity needs a DeepMatrix, got {type(factorization).__name__}.")
-        scale = self.factor_scale
-        if self.product_scale is not None:
-            scale = self.product_scale ** (1 / factorization.depth)
+        scale = root_scale(self.factor_scale, self.product_scale, factorization.depth)
         factors = jax.tree.map(
             lambda struct: scale * jnp.eye(*struct.shape, dtype=struct.dtype),
             factorization.shapes(),

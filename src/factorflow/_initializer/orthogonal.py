@@ -10,6 +10,7 @@ from factorflow._initializer.base import (
     Sign,
     check_determinant,
     check_scales,
+    root_scale,
     with_determinant,
 )
 from factorflow._types import Factors, FloatArray, RandomKey
@@ -71,9 +72,7 @@ class Orthogonal(AbstractInitializer):
             raise ValueError(
                 "Orthogonal needs a random key: `Orthogonal(...)(factorization, key)`."
             )
-        scale = self.factor_scale
-        if self.product_scale is not None:
-            scale = self.product_scale ** (1 / factorization.depth)
+        scale = root_scale(self.factor_scale, self.product_scale, factorization.depth)
         factors = tuple(
             scale * _semi_orthogonal(jax.random.fold_in(key, layer), *struct.shape)
             for layer, struct in enumerate(factorization.shapes())

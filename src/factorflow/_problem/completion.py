@@ -4,6 +4,7 @@ import math
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -180,9 +181,9 @@ def _refuse_contradictions(indices: jax.Array, values: FloatArray) -> None:
     places, owner = np.unique(np.asarray(indices), axis=0, return_inverse=True)
     if len(places) == len(owner):
         return
-    values = np.asarray(values)
+    numbers = np.asarray(values)
     for place in np.flatnonzero(np.bincount(owner.ravel()) > 1):
-        seen = values[owner.ravel() == place]
+        seen = numbers[owner.ravel() == place]
         if np.any(seen != seen[0]):
             raise ValueError(
                 f"Entry {tuple(places[place].tolist())} is observed more than once with different "

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 
-from factorflow._simulate import RunSpec
+from factorflow._spec import RunSpec
 
 __all__ = ["structure"]
 

@@ -18,7 +18,7 @@ from factorflow._initializer import AbstractInitializer
 from factorflow._measure import as_measures
 from factorflow._observe import AbstractObservation, Stop
 from factorflow._problem.observations import named
-from factorflow._simulate import RunSpec, prepare
+from factorflow._spec import RunSpec, prepare
 from factorflow._types import RandomKey
 from factorflow.experiments.codec import canonical, decode, encode, flatten
 from factorflow.experiments.task import AbstractTask
@@ -141,7 +141,7 @@ class Experiment(eqx.Module):
         root = jax.random.key(self.seed)
         problem = self.task.build(_fold(root, "task"))
         factors = self.initializer(self.factorization, _fold(root, "init"))
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError(
                 "dtype='float64' needs double precision: call "
                 "`jax.config.update('jax_enable_x64', True)` first, or use dtype='float32'."

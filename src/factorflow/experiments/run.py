@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import tqdm
 
-from factorflow._simulate import RunSpec, follow
+from factorflow._simulate import follow
+from factorflow._spec import RunSpec
 from factorflow._trajectory import Trajectory
 from factorflow.experiments.batch import structure
 from factorflow.experiments.experiment import Experiment

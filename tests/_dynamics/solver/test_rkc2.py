@@ -196,9 +196,10 @@ def test_error_estimate_is_of_third_order_and_size():
         errors.append(np.linalg.norm(y1 - scipy.linalg.expm(h * matrix) @ y))
     # The next order in h moves the slope by less than 0.1 at these h.
     assert fitted_order(steps, estimates) == pytest.approx(3, abs=0.15)
-    # Both are h^3 / 15 to leading order and for many stages; few stages have a smaller error.
+    # With a true error of e (h^3 / 15 times the third derivative for many stages) the estimate is
+    # h^3 / 15 + 0.8 e, because it uses the computed y1: e is 0.56 of it, within a few per cent.
     ratios = np.array(errors) / np.array(estimates)
-    assert np.all((ratios > 0.3) & (ratios < 1.5)), ratios
+    assert np.all((ratios > 0.48) & (ratios < 0.65)), ratios
 
 
 @pytest.mark.x64
@@ -287,13 +288,14 @@ def test_needs_far_fewer_gradients_than_tsit5():
 
 
 def test_counts_what_it_evaluates(dtype):
-    # Fixed steps are never rejected, so nothing may be missing: 30 steps with one refresh.
+    # Fixed steps are never rejected, so nothing may be missing.
     counter = Counter()
     matrix = jnp.asarray(symmetric(-np.linspace(1, 400, 10))[0], dtype)
     term = dfx.ODETerm(counter(lambda t, y, args: matrix @ y))
     solution = solve(term, jnp.ones(10, dtype), 1.0, steps=30)
     assert int(solution.solver_state.num_evaluations) == counter.read()
-    assert counter.read() > COLD_COST + 2 * 3 + 30 * 2
+    # sqrt(1 + 1.54 * 1.2 * 400 / 30) = 5.06, so 6 stages, and 3 products in the 21st step.
+    assert counter.read() == COLD_COST + 30 * 6 + 2 * 3
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -360,6 +362,16 @@ def test_a_jump_evaluates_the_derivative_again(dtype):
         assert_close(jumped, fresh)
     unaware, *_ = one_step(after, y, h, state=state, made_jump=jnp.asarray(False))
     assert np.abs(unaware - fresh).max() > 1e-4
+
+
+def test_overflow_is_an_infinite_error(dtype):
+    # An estimate of the radius that is too small, as after a sudden rise: the step blows up.
+    term = dfx.ODETerm(lambda t, y, args: -(y**9))
+    y, h = jnp.asarray([1.0, 10.0], dtype), jnp.asarray(1e30, dtype)
+    state = RKC2().init(term, jnp.zeros_like(h), h, y, None)
+    state = eqx.tree_at(lambda s: s.spectral_radius, state, jnp.zeros((), dtype))
+    _, error, *_ = one_step(term, y, h, state=state)
+    assert np.all(np.isposinf(error))
 
 
 # ------------------------------------------------------------------ the stage cap
@@ -477,13 +489,13 @@ def test_single_precision():
 
 
 def test_tiny_gradients_have_a_direction_in_single_precision():
-    # The square of 1e-25 is not a float32: a plain norm would be 0, the direction NaN.
-    term = dfx.ODETerm(lambda t, y, args: -jnp.asarray([1.0, 30.0], jnp.float32) * y)
-    y = jnp.full(2, 1e-25, jnp.float32)
-    y1, _, _, state, _ = one_step(term, y, jnp.asarray(0.1, jnp.float32))
-    np.testing.assert_allclose(state.spectral_radius, 30, rtol=1e-5)
-    # 2 stages of order 2: the error of the slow mode is at most h^3 / 6 = 2e-4.
-    np.testing.assert_allclose(y1[0] / 1e-25, np.exp(-0.1), rtol=3e-4)
+    # Squares of 1e-19 are 0 in float32: with a plain norm the direction of the gradient becomes
+    # 0 / 0 or so large that its own square overflows, and the spectral radius 0.
+    stiffness = np.linspace(1, 30, 20)
+    y = jnp.asarray(1e-19 / stiffness, jnp.float32)
+    *_, state, _ = one_step(linear(np.diag(-stiffness), jnp.float32), y, jnp.float32(0.1))
+    # From below, within the safety factor.
+    assert 29 < state.spectral_radius < 30.001
 
 
 def test_any_pytree_is_one_vector(dtype):

@@ -85,8 +85,8 @@ class RKC2(dfx.AbstractAdaptiveSolver):
           title={{RKC}: An explicit solver for parabolic {PDE}s},
           author={Sommeijer, B. P. and Shampine, L. F. and Verwer, J. G.},
           journal={Journal of Computational and Applied Mathematics},
-          volume={88}, number={2}, pages={315--326}, year={1998},
-          doi={10.1016/S0377-0427(97)00219-7}
+          volume={88}, number={2}, pages={315--326},
+          year={1998}, doi={10.1016/S0377-0427(97)00219-7}
         }
         ```
     """
@@ -237,7 +237,7 @@ def _power_iteration(field, y, derivative, guess, iterations):
 
 
 def _unit(vector):
-    # Scaled first, because the square of a small gradient underflows in single precision.
+    # Scaled first, because squares underflow: in single precision those of 1e-19.
     tiny = jnp.finfo(vector.dtype).tiny
     vector = vector / jnp.maximum(jnp.max(jnp.abs(vector), initial=0), tiny)
     return vector / jnp.maximum(jnp.linalg.norm(vector), tiny)

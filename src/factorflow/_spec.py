@@ -1,0 +1,136 @@
+"""A run with every number as an array: what is compiled, stacked and followed."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._dynamics import AbstractDynamics, is_solver
+from factorflow._factorization import AbstractFactorization
+from factorflow._measure import Measure, as_measures
+from factorflow._observe import DEFAULT_MAX_STEPS, AbstractObservation, Stop
+from factorflow._problem import AbstractProblem
+from factorflow._types import Factors, RandomKey
+
+__all__ = ["RunSpec", "prepare"]
+
+
+class RunSpec(eqx.Module):
+    """A run with every number as an array and everything else static: what is compiled.
+
+    Two runs with equal structure and shapes share one compilation, and can be stacked.
+    """
+
+    problem: AbstractProblem
+    factorization: AbstractFactorization
+    dynamics: AbstractDynamics
+    factors: Factors
+    levels: jax.Array
+    stop: Stop
+    key: RandomKey
+    observed_at: str = eqx.field(static=True)
+    # Whether the run goes on to a limit of `Stop` after its last row.
+    limited: bool = eqx.field(static=True)
+    measures: tuple[Measure, ...] = eqx.field(static=True)
+
+    @property
+    def ends_at_level(self) -> bool:
+        """Whether rows are at losses and the run ends at one, the first time it is reached."""
+        at_once = self.stop.every == self.stop.patience == 1
+        return self.observed_at == "loss" and self.stop.loss is not None and at_once
+
+
+def prepare(
+    problem: AbstractProblem,
+    factorization: AbstractFactorization,
+    dynamics: AbstractDynamics,
+    factors: Factors,
+    *,
+    observe: AbstractObservation,
+    stop: Stop,
+    measures: Any,
+    key: RandomKey | None = None,
+) -> RunSpec:
+    """Validate a run and turn every number in it into an array of the factors' dtype."""
+    factors = jax.tree.map(jnp.asarray, factors)
+    dtype = _check_factors(problem, factorization, factors)
+    dynamics.check(problem, factorization, factors)
+    observed_at, levels = observe.resolve(stop)
+    if key is None:
+        if getattr(dynamics, "batch_size", None) or getattr(dynamics, "label_noise", None):
+            raise ValueError("Minibatches and label noise are random: give simulate a `key=`.")
+        key = jax.random.key(0)
+    limited = any(
+        limit is not None
+        for limit in (stop.loss, stop.gradient_norm, stop.max_steps, stop.max_time)
+    )
+    if stop.max_steps is None:
+        stop = eqx.tree_at(
+            lambda s: s.max_steps, stop, DEFAULT_MAX_STEPS, is_leaf=lambda leaf: leaf is None
+        )
+    return RunSpec(
+        problem=as_arrays(problem, dtype),
+        factorization=factorization,
+        dynamics=as_arrays(dynamics, dtype),
+        factors=factors,
+        levels=jnp.asarray(levels, jnp.int32 if observed_at == "step" else dtype),
+        stop=as_arrays(stop, dtype),
+        key=key,
+        observed_at=observed_at,
+        limited=limited,
+        measures=as_measures(measures),
+    )
+
+
+def as_arrays(tree: Any, dtype) -> Any:
+    """Every number in a pytree as an array; floating ones in `dtype`."""
+
+    def convert(leaf):
+        if isinstance(leaf, bool) or callable(leaf):
+            return leaf
+        array = jnp.asarray(leaf)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def leaf_of(leaf):
+        return convert(leaf) if eqx.is_array_like(leaf) else leaf
+
+    # A solver's numbers are its own business: some must be Python's.
+    return jax.tree.map(leaf_of, tree, is_leaf=is_solver)
+
+
+def _check_factors(problem, factorization, factors) -> np.dtype:
+    expected = jax.tree.map(lambda struct: tuple(struct.shape), factorization.shapes())
+    actual = jax.tree.map(lambda leaf: tuple(leaf.shape), factors)
+    if expected != actual:
+        raise ValueError(
+            f"factors must have the factorization's shapes {expected}, got {actual}. Initializers "
+            "give the right ones: `initializer(factorization, key)`."
+        )
+    if factorization.shape != problem.shape:
+        raise ValueError(
+            f"The factorization's product has shape {factorization.shape}, the problem's has "
+            f"{problem.shape}; they must agree."
+        )
+    leaves = jax.tree.leaves(factors)
+    dtype = leaves[0].dtype
+    for leaf in leaves:
+        if leaf.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
+            found = sorted({str(leaf.dtype) for leaf in leaves})
+            raise ValueError(f"factors must share one floating dtype, got {found}.")
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError("factors hold NaN or infinity; start from finite numbers.")
+    if all(bool(jnp.any(leaf != 0)) for leaf in leaves):
+        size = float(jnp.max(jnp.abs(factorization.compose(factors))))
+        if size < float(jnp.finfo(dtype).tiny):
+            raise ValueError(
+                f"The product of these factors underflows {dtype}: its largest entry is "
+                f"{size:.3g}. Use a larger initialization scale or a wider dtype."
+            )
+    elif len(leaves) > 1 and sum(not bool(jnp.any(leaf != 0)) for leaf in leaves) > 1:
+        raise ValueError(
+            "Two or more factors are zero, a stationary point that no dynamics leaves. Use a small "
+            "positive initialization scale."
+        )
+    return dtype
