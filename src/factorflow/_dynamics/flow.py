@@ -122,7 +122,8 @@ class Integrator(eqx.Module):
         # controller rejects; only a step that cannot shrink any further ends the run.
         result = RESULTS.promote(controller_result)
         result = RESULTS.where(keep, _worse(result, RESULTS.promote(solver_result)), result)
-        stuck = next_time <= time
+        # Nor can one that was refused for its error, where times are too coarse for a shorter one.
+        stuck = ~(next_time > time) | ~(keep | (next_time < state.next_time))
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, result)
 
         y = where(keep, y, state.y)
@@ -138,7 +139,7 @@ class Integrator(eqx.Module):
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
             previous_y=where(keep, state.y, state.previous_y),
             made_jump=jnp.asarray(made_jump),
-            solver_state=where(keep, solver_state, state.solver_state),
+            solver_state=_spent(solver_state, where(keep, solver_state, state.solver_state)),
             controller_state=controller_state,
         )
 
@@ -240,3 +241,10 @@ class Integrator(eqx.Module):
 
 def _worse(first: RESULTS, second: RESULTS) -> RESULTS:
     return RESULTS.where(first == RESULTS.successful, second, first)
+
+
+def _spent(attempted: Any, kept: Any) -> Any:
+    """The kept solver state, with the evaluations of a rejected step counted too."""
+    if not hasattr(kept, "num_evaluations"):
+        return kept
+    return eqx.tree_at(lambda s: s.num_evaluations, kept, attempted.num_evaluations)

@@ -59,16 +59,18 @@ class DeepMatrix(AbstractFactorization):
     # As given, so that a change of depth keeps its meaning; `hidden_widths` has one per layer.
     hidden: int | tuple[int, ...] | None = eqx.field(static=True)
 
-    def __init__(self, shape, depth: int, hidden=None):
-        rows_columns = tuple(int(d) for d in shape)
+    def __init__(self, shape, depth, hidden=None):
+        rows_columns = tuple(_integer("shape", size) for size in shape)
         if len(rows_columns) != 2 or min(rows_columns) < 1:
             raise ValueError(f"shape must be two sizes of 1 or more, got {tuple(shape)}.")
         self.shape = (rows_columns[0], rows_columns[1])
-        self.depth = int(depth)
+        self.depth = _integer("depth", depth)
         if self.depth < 1:
             raise ValueError(f"depth counts matrices and must be 1 or more, got {depth}.")
         if hidden is not None:
-            hidden = int(hidden) if np.ndim(hidden) == 0 else tuple(int(width) for width in hidden)
+            one = np.ndim(hidden) == 0
+            widths = tuple(_integer("hidden", width) for width in ([hidden] if one else hidden))
+            hidden = widths[0] if one else widths
         self.hidden = hidden
         if len(self.hidden_widths) != self.depth - 1:
             raise ValueError(f"hidden must name depth - 1 = {self.depth - 1} widths, got {hidden}.")
@@ -179,6 +181,12 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
         empty = jnp.zeros(shape.shape, product.dtype)
         factors.append(empty.at[:rows, :columns].set(block[:rows, :columns]))
     return tuple(factors)
+
+
+def _integer(name: str, value) -> int:
+    if int(value) != value:
+        raise ValueError(f"{name} counts rows, columns or matrices: integers, got {value}.")
+    return int(value)
 
 
 def _refuse_narrow(factorization: DeepMatrix, values: FloatArray, narrowest: int) -> None:

@@ -5,6 +5,8 @@ import math
 from typing import Literal
 
 import equinox as eqx
+import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -101,6 +103,11 @@ def with_determinant(
             "singular."
         )
     sign, _ = log_determinant(tuple(factors))
+    if not isinstance(sign, jax.core.Tracer) and float(sign) == 0:
+        raise ValueError(
+            f"determinant={determinant!r} cannot be honoured: the product is singular. Give a "
+            "product of full rank, or no sign."
+        )
     wanted = 1.0 if determinant == "positive" else -1.0
     flip = jnp.where(sign * wanted < 0, -1.0, 1.0).astype(sign.dtype)
     *inner, last = factors

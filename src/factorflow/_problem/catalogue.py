@@ -102,6 +102,8 @@ def random_low_rank_problem(
             f"n_observed must be between 1 and the {size} entries of shape {shape}, got "
             f"{n_observed}."
         )
+    if frobenius_norm is not None and not 0 < frobenius_norm < math.inf:
+        raise ValueError(f"frobenius_norm must be positive and finite, got {frobenius_norm}.")
     factor_key, entry_key = jax.random.split(key)
     factors = [
         jax.random.normal(jax.random.fold_in(factor_key, mode), (dim, rank))

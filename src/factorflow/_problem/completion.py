@@ -100,7 +100,7 @@ class Completion(AbstractProblem):
     def loss(self, product: AbstractProduct) -> FloatScalar:
         if self.masked is not None:
             weights, values = self.masked
-            total = jnp.sum(weights * self._penalty(product.dense() - values))
+            total = jnp.sum(weights * self._penalty(self._dense(product) - values))
         else:
             residuals = product.at(self.indices) - self.values
             total = jnp.sum(self.weights * self._penalty(residuals))
@@ -136,6 +136,14 @@ class Completion(AbstractProblem):
     def observed_entries(self) -> FloatArray:
         """The observed values in their places and zeros elsewhere: the linear baseline."""
         return jnp.zeros(self.shape, self.values.dtype).at[self._places()].set(self.values)
+
+    def _dense(self, product: AbstractProduct) -> FloatArray:
+        dense = product.dense()
+        if dense.shape != self.shape:
+            raise ValueError(
+                f"The product must have the problem's shape {self.shape}, got {dense.shape}."
+            )
+        return dense
 
     def _places(self) -> tuple[jax.Array, ...]:
         return tuple(jnp.moveaxis(self.indices, -1, 0))

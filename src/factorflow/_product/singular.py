@@ -66,8 +66,11 @@ def _last(log_value: FloatScalar, log_previous: FloatScalar) -> FloatScalar:
 
 def _slogdet(matrix: FloatArray) -> tuple[FloatScalar, FloatScalar]:
     if matrix.shape == (2, 2):
-        value = matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
-        return jnp.sign(value), jnp.log(jnp.abs(value))
+        # Scaled, because the products of two small entries underflow first.
+        largest = jnp.max(jnp.abs(matrix))
+        (a, b), (c, d) = matrix / jnp.where(largest > 0, largest, 1)
+        value = a * d - b * c
+        return jnp.sign(value), jnp.log(jnp.abs(value)) + 2 * jnp.log(largest)
     sign, log = jnp.linalg.slogdet(matrix)
     return sign, log
 
