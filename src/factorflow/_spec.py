@@ -119,18 +119,24 @@ def _check_factors(problem, factorization, factors) -> np.dtype:
         if leaf.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
             found = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(f"factors must share one floating dtype, got {found}.")
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+        if not np.all(np.isfinite(leaf)):
             raise ValueError("factors hold NaN or infinity; start from finite numbers.")
-    if all(bool(jnp.any(leaf != 0)) for leaf in leaves):
-        size = float(jnp.max(jnp.abs(factorization.compose(factors))))
+    zeros = sum(not np.any(leaf) for leaf in leaves)
+    if not zeros:
+        size = float(_largest_entry(factorization, factors))
         if size < float(jnp.finfo(dtype).tiny):
             raise ValueError(
                 f"The product of these factors underflows {dtype}: its largest entry is "
                 f"{size:.3g}. Use a larger initialization scale or a wider dtype."
             )
-    elif len(leaves) > 1 and sum(not bool(jnp.any(leaf != 0)) for leaf in leaves) > 1:
+    elif zeros > 1:
         raise ValueError(
             "Two or more factors are zero, a stationary point that no dynamics leaves. Use a small "
             "positive initialization scale."
         )
     return dtype
+
+
+@eqx.filter_jit
+def _largest_entry(factorization: AbstractFactorization, factors: Factors) -> jax.Array:
+    return jnp.max(jnp.abs(factorization.compose(factors)))

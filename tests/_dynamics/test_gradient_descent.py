@@ -134,7 +134,7 @@ def test_minibatches_of_one_are_single_observations_times_their_number():
     assert {(i, j) for _, i, j in places.tolist()} == {(0, 1), (1, 0), (1, 1)}
     single = {(i, j): gradients[key, i, j] for key, i, j in places.tolist()}
     for place, value in single.items():
-        np.testing.assert_allclose(value, 3 * full_gradient()[place], atol=3 * DIFFERENCE)
+        np.testing.assert_allclose(value, 3 * full_gradient()[place], rtol=0, atol=3 * DIFFERENCE)
 
 
 def test_the_mean_over_minibatches_of_two_is_the_full_gradient():
@@ -145,7 +145,7 @@ def test_the_mean_over_minibatches_of_two_is_the_full_gradient():
     kinds = {tuple(np.round(g.ravel(), 4).tolist()): g for g in gradients}
     assert len(kinds) == 3
     mean = np.mean(list(kinds.values()), axis=0)
-    np.testing.assert_allclose(mean, full_gradient(), atol=3 * DIFFERENCE)
+    np.testing.assert_allclose(mean, full_gradient(), rtol=0, atol=3 * DIFFERENCE)
 
 
 def test_minibatches_are_drawn_anew_for_each_step():
@@ -159,7 +159,7 @@ def test_label_noise_moves_the_observed_entries_only_and_scales():
     full = full_gradient()
     noise, twice = (-steps(None, scale)[:, 0] - full for scale in (0.25, 0.5))
     assert np.all(np.abs(noise[:, 0, 0]) <= DIFFERENCE)
-    np.testing.assert_allclose(twice, 2 * noise, atol=3 * DIFFERENCE)
+    np.testing.assert_allclose(twice, 2 * noise, rtol=0, atol=3 * DIFFERENCE)
     observed = noise[:, [0, 1, 1], [1, 0, 1]] / 0.25
     # 72 standard normal draws: five standard errors of their mean and of their variance.
     assert abs(observed.mean()) < 5 / np.sqrt(72)

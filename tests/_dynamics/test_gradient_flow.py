@@ -29,9 +29,8 @@ from runs import (
 # Times at which the loss has left its plateau, and come down.
 TIMES = np.array([0.0, 0.5, 2.0, 8.0], DTYPE)
 RTOL = 1e-10 if X64 else 1e-6
-# An error per step of RTOL, over at most 100 steps of a flow that here contracts more than it
-# expands; float32 adds a rounding per step.
-ALLOWED = 100 * (RTOL + 2 * EPS)
+# Below RTOL and some roundings per step, of which a contracting flow remembers the last few.
+ALLOWED = 10 * (RTOL + 2 * EPS)
 
 
 def sensing() -> tuple[ff.Sensing, Linear]:
@@ -70,12 +69,13 @@ def test_flow_agrees_with_scipy(name):
     np.testing.assert_allclose(
         trajectory.measures["product"],
         [compose(factors) for factors in expected],
+        rtol=0,
         atol=ALLOWED,
     )
     # The last factors are those of the end of the last step, past the last row.
     end = integrate(reference, start, trajectory.stats["time"])[0]
     for factor, right in zip(trajectory.factors, end, strict=True):
-        np.testing.assert_allclose(factor, right, atol=ALLOWED)
+        np.testing.assert_allclose(factor, right, rtol=0, atol=ALLOWED)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,7 +86,7 @@ def test_imbalance_is_conserved(name):
     ):
         assert np.linalg.norm(before) > 0.1
         # Twice the error of a factor times its size, which is below 3 here.
-        np.testing.assert_allclose(after, before, atol=6 * ALLOWED)
+        np.testing.assert_allclose(after, before, rtol=0, atol=6 * ALLOWED)
 
 
 def test_the_error_follows_the_tolerance():
@@ -97,7 +97,7 @@ def test_the_error_follows_the_tolerance():
         expected = [compose(factors) for factors in integrate(reference, start, TIMES)]
         errors.append(np.max(np.abs(trajectory.measures["product"] - expected)))
     for rtol, error in zip(rtols, errors, strict=True):
-        assert error < 100 * (rtol + 2 * EPS)
+        assert error < 10 * (rtol + 2 * EPS)
     # An order of magnitude or more for two of tolerance: the method's error per unit step.
     assert np.all(np.array(errors[1:]) < np.array(errors[:-1]) / (10 if X64 else 1.5))
 
@@ -119,7 +119,7 @@ def test_depth_1_is_a_linear_equation():
     field[:6, :6], field[:6, 6] = -a.T @ a, a.T @ values.astype(float)
     state = np.append(start[0].astype(float).ravel(), 1)
     expected = [(scipy.linalg.expm(time * field) @ state)[:6].reshape(2, 3) for time in TIMES]
-    np.testing.assert_allclose(trajectory.measures["product"], expected, atol=ALLOWED)
+    np.testing.assert_allclose(trajectory.measures["product"], expected, rtol=0, atol=ALLOWED)
 
 
 def test_the_loss_falls_by_the_integral_of_the_squared_gradient():
@@ -147,17 +147,18 @@ def test_the_loss_falls_by_the_integral_of_the_squared_gradient():
     squares = trajectory.measures["squared_gradient"][1:-1].astype(float)
     fallen, integral = losses[0] - losses[-1], np.sum(weights * squares) * end / 2
     assert fallen > 0.5 * losses[0]
-    np.testing.assert_allclose(integral, fallen, atol=10 * ALLOWED)
+    np.testing.assert_allclose(integral, fallen, rtol=0, atol=10 * ALLOWED)
 
 
 # --- Integrators
 
 MOMENT = 6.0
 FZ = ff.DeepMatrix((2, 2), depth=2)
-# Every name, and solver objects of diffrax, implicit ones included.
+# Names that the tests above and below do not use, and solver objects of diffrax, whose settings
+# must stay Python numbers.
+ELSEWHERE = {"Tsit5", "Dopri5", "RKC2"}
 SOLVERS = {
-    **{name: name for name in INTEGRATORS},
-    "Bosh3()": diffrax.Bosh3(),
+    **{name: name for name in INTEGRATORS if name not in ELSEWHERE},
     "Kvaerno4()": diffrax.Kvaerno4(),
     "HalfSolver(Euler())": diffrax.HalfSolver(diffrax.Euler()),
 }
@@ -179,10 +180,10 @@ def test_every_integrator_follows_the_flow_to_its_tolerance(integrator):
     )
     assert trajectory.stats["time"] == MOMENT
     (expected,) = integrate(RAZIN_COHEN, start, MOMENT)
-    # As many steps as a low order takes, times the tolerance, at the most.
-    steps = int(trajectory.stats["num_steps"])
+    # Below the tolerance per step, of which a contracting flow remembers the last tenth.
+    remembered = max(1, int(trajectory.stats["num_steps"]) / 10)
     for factor, right in zip(trajectory.factors, expected, strict=True):
-        np.testing.assert_allclose(factor, right, atol=min(steps, 100) * rtol)
+        np.testing.assert_allclose(factor, right, rtol=0, atol=remembered * rtol)
 
 
 def test_the_default_integrator_is_the_stabilized_one():
@@ -211,7 +212,7 @@ def test_default_tolerances_suit_the_dtype():
     assert "num_gradients" in trajectory.stats
     (product,) = trajectory.measures["product"]
     allowed = 1e-5 if X64 else 3e-3
-    np.testing.assert_allclose(product, compose(expected), atol=allowed)
+    np.testing.assert_allclose(product, compose(expected), rtol=0, atol=allowed)
 
 
 def test_a_flow_that_blows_up_says_so():

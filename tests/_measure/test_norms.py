@@ -9,7 +9,6 @@ from hypothesis.extra.numpy import arrays
 from _measure.references import (
     DTYPE,
     EXTREMES,
-    MATRICES,
     assert_agrees,
     every_matrix,
     observe,
@@ -24,8 +23,8 @@ POWERS = (0.1, 0.5, 0.9, 1, 2, 3.7, 10, 10**10, 10**20, "inf")
 
 SCHATTEN = tuple(f"schatten_norm[{p}]" for p in POWERS)
 # Read off the singular values, so that rotations change nothing.
-SPECTRAL = ("nuclear_norm", "ky_fan_norm[1]", "ky_fan_norm[2]", *SCHATTEN)
-INVARIANT = ("frobenius_norm", "spectral_norm", *SPECTRAL)
+KY_FAN = ("ky_fan_norm[1]", "ky_fan_norm[2]")
+INVARIANT = ("frobenius_norm", "spectral_norm", "nuclear_norm", *KY_FAN, *SCHATTEN)
 ENTRYWISE = ("max_norm", *(f"entrywise_norm[{p}]" for p in POWERS))
 NORMS = INVARIANT + ENTRYWISE
 CONVEX = tuple(name for name in NORMS if "[0." not in name)
@@ -164,23 +163,7 @@ def test_rank_deficient(p, diagonal):
         assert_close(norms[f"{kind}[{p}]"] / expected, 1.0, "linear_algebra")
 
 
-def _shapes(names: tuple[str, ...]) -> list:
-    reason = "the determinant of a 2x2 matrix underflows or overflows in _product/singular.py"
-    marks = pytest.mark.xfail(reason=reason) if "nuclear_norm" in names else ()
-    return [pytest.param(s, marks=marks if s == (2, 2) else (), id=str(s)) for s in MATRICES]
-
-
 @pytest.mark.parametrize("size", EXTREMES)
-@pytest.mark.parametrize("shape", _shapes(SPECTRAL))
-def test_of_singular_values_neither_underflow_nor_overflow(shape, size):
-    names = [name for name in SPECTRAL if name not in ("ky_fan_norm[1]", "schatten_norm[inf]")]
-    matrix = MATRICES[shape]
-    assert_same(norms_of(matrix * size), norms_of(matrix), names, factor=size)
-
-
-@pytest.mark.parametrize("size", EXTREMES)
-@pytest.mark.parametrize("shape", MATRICES, ids=str)
-def test_neither_underflow_nor_overflow(shape, size):
-    names = ("frobenius_norm", "spectral_norm", *ENTRYWISE)
-    matrix = MATRICES[shape]
-    assert_same(norms_of(matrix * size), norms_of(matrix), names, factor=size)
+@every_matrix
+def test_neither_underflow_nor_overflow(matrix, size):
+    assert_same(norms_of(matrix * size), norms_of(matrix), factor=size)

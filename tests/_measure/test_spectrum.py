@@ -128,27 +128,18 @@ def test_determinants_refuse_other_shapes(name, shape):
         observe([name], np.ones(shape))
 
 
-_RANGE = "the determinant of a 2x2 matrix underflows or overflows in _product/singular.py"
-
-
 @pytest.mark.parametrize("size", EXTREMES)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        s if s != (2, 2) else pytest.param(s, marks=pytest.mark.xfail(reason=_RANGE))
-        for s in MATRICES
-    ],
-    ids=str,
-)
-def test_neither_underflow_nor_overflow(shape, size):
-    names = VALUES + (DETERMINANTS[1:] if shape[0] == shape[1] else ())
-    actual, before = observe(names, MATRICES[shape] * size), observe(names, MATRICES[shape])
+@every_matrix
+def test_neither_underflow_nor_overflow(matrix, size):
+    rows, columns = matrix.shape
+    names = VALUES + (DETERMINANTS[1:] if rows == columns else ())
+    actual, before = observe(names, matrix * size), observe(names, matrix)
     values = actual["singular_values"] / size
     assert_close(values, before["singular_values"], "linear_algebra")
     logs = before["log_singular_values"] + np.log(size)
     assert_close(actual["log_singular_values"], logs, "linear_algebra")
-    if shape[0] == shape[1]:
-        log = before["log_abs_determinant"] + shape[0] * np.log(size)
+    if rows == columns:
+        log = before["log_abs_determinant"] + rows * np.log(size)
         assert_close(actual["log_abs_determinant"], log, "linear_algebra")
         assert actual["determinant_sign"] == before["determinant_sign"]
 

@@ -166,9 +166,14 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
         _refuse_narrow(factorization, values, narrowest)
         # What the narrowest factor cuts off, all must: the L-th root of rounding is not small.
         values = values.at[narrowest:].set(0)
+    return (product,) if factorization.depth == 1 else _spread(factorization, left, values, right)
+
+
+@eqx.filter_jit
+def _spread(
+    factorization: DeepMatrix, left: Matrix, values: FloatArray, right: Matrix
+) -> tuple[Matrix, ...]:
     root = values ** (1 / factorization.depth)
-    if factorization.depth == 1:
-        return (product,)
     last = len(factorization.widths) - 2
     factors = []
     for layer, shape in enumerate(factorization.shapes()):
@@ -178,7 +183,7 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
         elif layer == last:
             block = left * root
         rows, columns = min(block.shape[0], shape.shape[0]), min(block.shape[1], shape.shape[1])
-        empty = jnp.zeros(shape.shape, product.dtype)
+        empty = jnp.zeros(shape.shape, values.dtype)
         factors.append(empty.at[:rows, :columns].set(block[:rows, :columns]))
     return tuple(factors)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._product import log_determinant
-from factorflow._types import Factors, FloatScalar, RandomKey
+from factorflow._types import Factors, FloatScalar, Matrix, RandomKey
 
 __all__ = [
     "AbstractInitializer",
@@ -102,16 +102,20 @@ def with_determinant(
             f"{factorization.hidden_widths} below {factorization.shape[0]} make every product "
             "singular."
         )
-    sign, _ = log_determinant(tuple(factors))
+    sign, _ = eqx.filter_jit(log_determinant)(tuple(factors))
     if not isinstance(sign, jax.core.Tracer) and float(sign) == 0:
         raise ValueError(
             f"determinant={determinant!r} cannot be honoured: the product is singular. Give a "
             "product of full rank, or no sign."
         )
     wanted = 1.0 if determinant == "positive" else -1.0
-    flip = jnp.where(sign * wanted < 0, -1.0, 1.0).astype(sign.dtype)
     *inner, last = factors
-    return (*inner, last.at[0].multiply(flip))
+    return (*inner, _reflect(last, sign * wanted))
+
+
+@jax.jit
+def _reflect(matrix: Matrix, sign: FloatScalar) -> Matrix:
+    return matrix.at[0].multiply(jnp.where(sign < 0, -1, 1).astype(matrix.dtype))
 
 
 def check_determinant(determinant: Sign | None) -> None:

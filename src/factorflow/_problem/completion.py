@@ -95,7 +95,11 @@ class Completion(AbstractProblem):
                     f"target must have the problem's shape {self.shape}, got {self.target.shape}."
                 )
         dense = math.prod(self.shape) <= _DENSE_ENTRIES
-        self.masked = self._scatter(self.values, self.weights) if dense else None
+        self.masked = (
+            _over_all_entries(self.shape, self.indices, self.values, self.weights)
+            if dense
+            else None
+        )
 
     def loss(self, product: AbstractProduct) -> FloatScalar:
         if self.masked is not None:
@@ -125,7 +129,9 @@ class Completion(AbstractProblem):
         label_noise: FloatScalar | None = None,
     ) -> "Completion":
         values, weights = sample(key, self.values, self.weights, batch_size, label_noise)
-        masked = None if self.masked is None else self._scatter(values, weights)
+        masked = None
+        if self.masked is not None:
+            masked = _over_all_entries(self.shape, self.indices, values, weights)
         return eqx.tree_at(
             lambda p: (p.values, p.weights, p.masked),
             self,
@@ -152,12 +158,18 @@ class Completion(AbstractProblem):
         penalty = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
         return penalty(residuals)
 
-    def _scatter(self, values: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        # An entry observed twice weighs twice, at the weighted mean of its (equal) values.
-        zeros = jnp.zeros(self.shape, values.dtype)
-        weight = zeros.at[self._places()].add(weights)
-        total = zeros.at[self._places()].add(weights * values)
-        return weight, total / jnp.where(weight == 0, 1, weight)
+
+# Compiled whole: operation by operation, a first problem would compile ten of them.
+@eqx.filter_jit
+def _over_all_entries(
+    shape: tuple[int, ...], indices: jax.Array, values: FloatArray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    # An entry observed twice weighs twice, at the weighted mean of its (equal) values.
+    places = tuple(jnp.moveaxis(indices, -1, 0))
+    zeros = jnp.zeros(shape, values.dtype)
+    weight = zeros.at[places].add(weights)
+    total = zeros.at[places].add(weights * values)
+    return weight, total / jnp.where(weight == 0, 1, weight)
 
 
 def _checked_indices(shape: tuple[int, ...], indices) -> jax.Array:

@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +78,7 @@ def reproduce(
     say(_announce(wanted, missing, scale))
     verdicts: list[Verdict] = []
     drawn: list[ReportFigure] = []
-    for figure in chosen:
-        if any(experiment.key() not in store for experiment in wanted[figure.name]):
-            say(f"running {figure.name}")
-            run(wanted[figure.name], store, progress=progress)
-        dataset = store.dataset(wanted[figure.name])
+    for figure, dataset in _computed(chosen, wanted, store, progress, say):
         say(f"drawing {figure.name} and checking {len(figure.claims)} claims")
         drawn.append(_draw(figure, dataset, folder / "figures", overlays or {}))
         verdicts += [claim(dataset) for claim in figure.claims]
@@ -99,6 +96,35 @@ def reproduce(
         notes=paper.notes,
     )
     return Reproduction(report, tuple(verdicts))
+
+
+def _computed(
+    figures: Sequence[Figure],
+    wanted: Mapping[str, list[Experiment]],
+    store: Store,
+    progress: bool,
+    say: Callable[[str], None],
+) -> "Iterator[tuple[Figure, xr.Dataset]]":
+    """Figures with their results, each as soon as it has run: the next runs while it is drawn."""
+
+    def compute(figure: Figure) -> "xr.Dataset":
+        experiments = wanted[figure.name]
+        if any(experiment.key() not in store for experiment in experiments):
+            say(f"running {figure.name}")
+            run(experiments, store, progress=progress)
+        return store.dataset(experiments)
+
+    # One figure runs at a time, so a single thread; it writes the store and the figures only read.
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        pending = [pool.submit(compute, figure) for figure in figures]
+        for figure, future in zip(figures, pending, strict=True):
+            # A short wait keeps the main thread answering to Ctrl-C.
+            while not wait([future], timeout=0.2).done:
+                pass
+            yield figure, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _folder(out: str | os.PathLike) -> Path:

@@ -31,7 +31,7 @@ def experiments(scale: str) -> list[Experiment]:
     seeds = range(32) if scale == "beyond" else range(1)
     return [
         experiment(depth, start, dynamics, seed=seed)
-        for depth in (2, 3, 4)
+        for depth in ((2, 3) if scale == "quick" else (2, 3, 4))
         for product_scale in SCALES
         for start in initializers(product_scale, "negative").values()
         for dynamics in (GradientDescent(RATE), flow())
@@ -45,13 +45,14 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
 
     with style():
         runs = select(dataset, seed=0)
-        depths = (2, 3, 4)
+        depths = sorted({int(depth) for depth in runs["factorization.depth"].values})
         titles = [
             f"depth {depth}: {what}" for what in ("entry", "nuclear norm") for depth in depths
         ]
         figure, axes = loss_panels(
-            6,
+            len(titles),
             titles,
+            columns=len(depths),
             limits=(1.0, 6e-5),
             x_label="loss, half sum of squares (falls to the right →)",
             y_log=True,
@@ -60,10 +61,10 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
         )
         for row, measure in enumerate(("entry[0,0]", "nuclear_norm")):
             for column, depth in enumerate(depths):
-                ax = axes[3 * row + column]
+                ax = axes[len(depths) * row + column]
                 draw_runs(ax, select(runs, factorization__depth=depth), measure, names="setting")
                 draw_overlays(ax, overlays)
-            axes[3 * row].set_ylabel("$|w_{11}|$" if row == 0 else "nuclear norm")
+            axes[len(depths) * row].set_ylabel("$|w_{11}|$" if row == 0 else "nuclear norm")
         for ax in axes:
             ax.set_ylim(1e-2, 2e2)
         share_legend(figure, axes)

@@ -27,7 +27,7 @@ EPSILONS = (0.0, 0.01, 0.05, 0.1, 0.5)
 Z, Z_PRIME = -2.0, 0.5
 RATE = 3e-3
 # Runs on the wrong branch stall at loss eps^2 / 2 and would never end.
-MAX_STEPS = 2_000_000
+MAX_STEPS = {"quick": 300_000, "paper": 2_000_000, "beyond": 20_000_000}
 
 
 def experiments(scale: str) -> list[Experiment]:
@@ -51,7 +51,7 @@ def experiments(scale: str) -> list[Experiment]:
                                 dynamics,
                                 task=task,
                                 final_loss=final,
-                                max_steps=MAX_STEPS,
+                                max_steps=MAX_STEPS[scale],
                                 seed=seed,
                             )
                             for seed in seeds
