@@ -21,7 +21,9 @@ def measure() -> list[Row]:
         rows.append(Row("everything at quick scale, cold, s", f"{seconds:.0f}", "under 60"))
         figure = ("--figure", "deep_matrix_factorization")
         seconds, _ = reproduce("figure", "--scale", "paper", *figure)
-        rows.append(Row("deep_matrix_factorization at paper scale, s", f"{seconds:.0f}", "under 60"))
+        rows.append(
+            Row("deep_matrix_factorization at paper scale, s", f"{seconds:.0f}", "under 60")
+        )
         seconds, peak = reproduce("paper", "--scale", "paper")
         rows.append(Row("everything at paper scale, s", f"{seconds:.0f}"))
         rows.append(Row("  peak memory, GB", f"{peak:.2f}", "under 2"))

@@ -18,7 +18,9 @@ def measure() -> list[Row]:
 
     bare = fresh(sys.executable, "-c", "pass")
     lazy = fresh(sys.executable, "-c", "import factorflow") - bare
-    used = fresh(sys.executable, "-c", "import factorflow as ff; ff.simulate; ff.razin_cohen_problem")
+    used = fresh(
+        sys.executable, "-c", "import factorflow as ff; ff.simulate; ff.razin_cohen_problem"
+    )
     return [
         Row("import factorflow, s", f"{lazy:.3f}", "at most 0.3"),
         Row("first use of JAX parts, s more", f"{used - bare - lazy:.2f}", "at most 1.5"),

@@ -171,8 +171,8 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
 
 @eqx.filter_jit
 def _spread(
-    factorization: DeepMatrix, left: Matrix, values: FloatArray, right: Matrix
-) -> tuple[Matrix, ...]:
+    factorization: DeepMatrix, left: FloatArray, values: FloatArray, right: FloatArray
+) -> tuple[FloatArray, ...]:
     root = values ** (1 / factorization.depth)
     last = len(factorization.widths) - 2
     factors = []
