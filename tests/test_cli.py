@@ -73,6 +73,7 @@ def test_sweep_fills_a_store_and_resumes(example, tmp_path):
     first = factorflow(*arguments)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("2 runs in")
+    assert "0 of them failed" in first.stdout
     again = factorflow(*arguments, "--out", tmp_path / "rows.csv")
     assert again.returncode == 0, again.stderr
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 7
@@ -97,6 +98,10 @@ BAD_INPUT = [
         "needs a JSON list",
     ),
     ("table of another kind", ["run", "{example}", "--out", "x.xls"], ".csv or .parquet"),
+    ("no such folder", ["run", "{example}", "--out", "x/y.csv"], "does not exist; create it"),
+    ("a word for a loss", ["run", "{example}", "--stop.loss", "abc"], "Stop.loss must be float"),
+    ("a fraction", ["run", "{example}", "--seed", "1.7"], "Experiment.seed must be int"),
+    ("null", ["run", "{example}", "--dynamics.optimizer", "null"], "takes a learning rate"),
 ]
 
 
@@ -185,6 +190,12 @@ def test_ctrl_c_ends_cleanly_and_running_again_resumes(example, tmp_path):
     from factorflow.experiments import Store
 
     assert len(Store(store)) == 1
+
+
+def test_a_failed_run_exits_with_1(example):
+    result = factorflow("run", example, "--dynamics.optimizer", "100.0")
+    assert result.returncode == 1
+    assert "loss_nonfinite" in result.stderr
 
 
 def test_nothing_else_is_written(example, tmp_path):

@@ -9,6 +9,8 @@ import numpy as np
 __all__ = ["AbstractObservation", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"]
 
 # A run without a limit of its own ends here: hours of descent, never an endless loop.
+# Steps are counted in 32 bits.
+_LARGEST_STEP = 2**31 - 1
 DEFAULT_MAX_STEPS = 50_000_000
 
 
@@ -40,6 +42,8 @@ class Stop(eqx.Module):
                 raise ValueError(f"Stop({name}=) must be positive and finite, got {value}.")
         if isinstance(self.max_steps, float):
             raise ValueError(f"Stop(max_steps=) must be an integer, got {self.max_steps}.")
+        if isinstance(self.max_steps, int) and self.max_steps > _LARGEST_STEP:
+            raise ValueError(f"Stop(max_steps=) must be at most 2^31 - 1, got {self.max_steps}.")
         for name in ("every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Stop({name}=) must be 1 or more, got {getattr(self, name)}.")
@@ -91,6 +95,8 @@ class AtSteps(AbstractObservation):
 
     def __init__(self, steps):
         array = np.asarray(steps).ravel()
+        if array.size and np.max(array) > _LARGEST_STEP:
+            raise ValueError(f"AtSteps counts to 2^31 - 1 at most, got {np.max(array)}.")
         whole = bool(np.all(array == np.floor(array)))
         if not array.size or not whole or not _monotone(array) or array[0] < 0:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import diffrax
 
-__all__ = ["RESULTS", "failed", "result_name"]
+__all__ = ["LIMITS", "RESULTS", "failed", "result_name"]
 
 
 class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -34,7 +34,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
 
 
-_LIMITS = (
+LIMITS = (
     "successful",
     "loss_reached",
     "gradient_norm_reached",
@@ -55,7 +55,7 @@ _FAILURES = (
 
 def result_name(result: RESULTS) -> str:
     """The name of one (not batched) result, e.g. `"loss_reached"`."""
-    for name in _LIMITS + _FAILURES:
+    for name in LIMITS + _FAILURES:
         if bool(result == getattr(RESULTS, name)):
             return name
     return "solver_failure"
@@ -63,4 +63,4 @@ def result_name(result: RESULTS) -> str:
 
 def failed(result: RESULTS) -> bool:
     """Whether one (not batched) result is an error rather than a limit that was asked for."""
-    return result_name(result) not in _LIMITS
+    return result_name(result) not in LIMITS

@@ -109,13 +109,11 @@ def core(spec: RunSpec) -> Trajectory:
     branch, because batched branches run both sides.
     """
 
-    def unfinished(carry, levels):
-        return jnp.any(_lanes(_unfinished)(spec, *carry, levels))
-
     def row(carry, levels):
         carry, _ = carry
-        state, passed = lax.while_loop(
-            lambda c: unfinished(c, levels), lambda c: _lanes(_advance)(spec, *c, levels), carry
+        active = _lanes(_unfinished)(spec, *carry, levels)
+        state, passed, _ = lax.while_loop(
+            lambda c: jnp.any(c[-1]), lambda c: _lanes(_advance)(spec, *c, levels), (*carry, active)
         )
         located, rows = _lanes(_observe)(spec, state, levels)
         return ((state, passed), located), rows
@@ -160,15 +158,16 @@ def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: j
     return ~crossed(spec.observed_at, state, level) & ~ended(spec, state, passed)
 
 
-def _advance(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.Array):
-    active = _unfinished(spec, state, passed, level)
+def _advance(
+    spec: RunSpec, state: AbstractState, passed: jax.Array, active: jax.Array, level: jax.Array
+):
     before = state.step
     state = spec.dynamics.advance(spec.problem, spec.factorization, state, active)
-    if spec.stop.loss is None and spec.stop.gradient_norm is None:
-        return state, passed
-    # Nothing new to check after a rejected step of a flow.
-    moved = state.step != before
-    return state, jnp.where(moved, count_checks(spec, state, passed), passed)
+    if spec.stop.loss is not None or spec.stop.gradient_norm is not None:
+        # Nothing new to check after a rejected step of a flow.
+        moved = state.step != before
+        passed = jnp.where(moved, count_checks(spec, state, passed), passed)
+    return state, passed, _unfinished(spec, state, passed, level)
 
 
 def _observe(

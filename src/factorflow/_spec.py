@@ -54,10 +54,27 @@ def prepare(
     key: RandomKey | None = None,
 ) -> RunSpec:
     """Validate a run and turn every number in it into an array of the factors' dtype."""
+    for name, value, kind in (
+        ("problem", problem, AbstractProblem),
+        ("factorization", factorization, AbstractFactorization),
+        ("dynamics", dynamics, AbstractDynamics),
+        ("observe", observe, AbstractObservation),
+        ("stop", stop, Stop),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}.")
+    if key is not None and not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must come from jax.random.key, got {key!r}.")
     factors = jax.tree.map(jnp.asarray, factors)
     dtype = _check_factors(problem, factorization, factors)
     dynamics.check(problem, factorization, factors)
     observed_at, levels = observe.resolve(stop)
+    timed = observed_at == "time" or stop.max_time is not None
+    if timed and not dynamics.keeps_time(factors):
+        raise ValueError(
+            "This optimizer has no scalar step size, so its runs have no time: observe at steps or "
+            "losses, and stop by max_steps instead of max_time."
+        )
     if key is None:
         if getattr(dynamics, "batch_size", None) or getattr(dynamics, "label_noise", None):
             raise ValueError("Minibatches and label noise are random: give simulate a `key=`.")

@@ -23,7 +23,8 @@ class Reproduce:
     paper: tyro.conf.Positional[str]
     """Which paper; `factorflow list papers` names them."""
     out: Path
-    """Folder for the report: new, empty, or one of an earlier reproduction."""
+    """Folder for the report: new, empty, or one of an earlier reproduction. The results in it are
+    reused; the report is written anew, with the figures asked for this time."""
     scale: Literal["quick", "paper", "beyond"] = "paper"
     """quick: under a minute; paper: the authors' settings; beyond: more seeds and depths."""
     figure: tuple[str, ...] = ()
@@ -105,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = _dispatch(command, rest)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished batches are kept, run again to resume", file=sys.stderr)
+        kept = getattr(command, "store", True) is not None
+        resume = "; finished batches are kept, run again to resume" if kept else ""
+        print(f"\ninterrupted{resume}", file=sys.stderr)
         # Compiled code in other threads cannot be stopped: leave at once instead of waiting.
         sys.stderr.flush()
         sys.stdout.flush()

@@ -55,6 +55,7 @@ def run_experiment(command: "Run", overrides: Sequence[str]) -> int:
 
     from factorflow.experiments import Store, run
 
+    _check_table(command.out)
     experiment = _read(command.experiment)
     changes = _overrides(overrides)
     experiment = experiment.replace(**changes) if changes else experiment
@@ -63,8 +64,9 @@ def run_experiment(command: "Run", overrides: Sequence[str]) -> int:
         run(experiment, store, progress=False)
         dataset = store.dataset([experiment])
         _write(dataset, command.out)
-    _say(f"{dataset['result'].item()}: {experiment.key()}")
-    return 0
+    ending = str(dataset["result"].item())
+    _say(f"{ending}: {experiment.key()}")
+    return _failures([ending])
 
 
 def run_sweep(command: "Sweep") -> int:
@@ -72,6 +74,7 @@ def run_sweep(command: "Sweep") -> int:
     _double_precision()
     from factorflow.experiments import run, sweep
 
+    _check_table(command.out)
     base = _read(command.experiment)
     axes = dict(_assignment(text) for text in command.axis)
     for name, values in axes.items():
@@ -79,9 +82,12 @@ def run_sweep(command: "Sweep") -> int:
             raise ValueError(f"Axis {name!r} needs a JSON list of values, got {values!r}.")
     experiments = sweep(base, **axes)
     store = run(experiments, command.store, progress=command.progress, chunk=command.chunk)
+    dataset = store.dataset(experiments)
     if command.out is not None:
-        _write(store.dataset(experiments), command.out)
-    print(f"{len(experiments)} runs in {store.path}")
+        _write(dataset, command.out)
+    endings = dataset["result"].values.tolist()
+    count = len({experiment.key() for experiment in experiments})
+    print(f"{count} runs in {store.path}, {_failures(endings)} of them failed")
     return 0
 
 
@@ -135,13 +141,28 @@ def _value(text: str) -> Any:
         return text  # a bare word is a string
 
 
+def _failures(endings: Sequence[str]) -> int:
+    """How many endings are errors; limits that were asked for are not."""
+    from factorflow._results import LIMITS
+
+    return sum(ending not in LIMITS for ending in endings)
+
+
+def _check_table(out: Path | None) -> None:
+    """Refuse a table that could not be written, before anything is computed."""
+    if out is None:
+        return
+    if out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--out must end in .csv or .parquet, got {out}.")
+    if not out.parent.is_dir():
+        raise ValueError(f"Cannot write {out}: the folder {out.parent} does not exist; create it.")
+
+
 def _write(dataset: Any, out: Path | None) -> None:
     from factorflow._trajectory import write_table
     from factorflow.experiments.store import long_columns
 
     if out is not None:
-        if out.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"--out must end in .csv or .parquet, got {out}.")
         write_table(long_columns(dataset), out, out.suffix.removeprefix("."))
         return
     import polars as pl

@@ -149,8 +149,9 @@ def test_depth_2_agrees_with_scipy_and_the_slow_manifold_to_a_loss_of_1e_2():
     trajectory, rows = generic(), slice(0, 3)
     start = in_numpy(ff.balanced_factors(ff.DeepMatrix((2, 2), 2), GENERIC))
     expected = [compose(f) for f in integrate(RAZIN_COHEN, start, trajectory.times[rows])]
-    # The asymmetric mode multiplies errors of 1e-14 by exp(w11^2 / 4), 2e5 at w11 = 6.9.
-    np.testing.assert_allclose(trajectory.measures["product"][rows], expected, rtol=0, atol=1e-8)
+    # Ten times the tolerance of both, at entries of size seven. The determinant is lost already:
+    # the asymmetric mode multiplies 1e-14 by exp(w11^2 / 4) = 2e5, but entries feel its square.
+    np.testing.assert_allclose(trajectory.measures["product"][rows], expected, rtol=0, atol=7e-11)
     entries = trajectory.measures["product"][rows, 0, 0]
     relative = np.abs(entries / SLOW_MANIFOLD[rows] - 1)
     assert np.all(relative < RESIDUALS[rows] ** 6)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow._problem.observations import NORMALIZATIONS, PENALTIES, named
+from factorflow._names import named
+from factorflow._problem.observations import NORMALIZATIONS, PENALTIES
 from tolerances import assert_close
 
 KEYS = 4000

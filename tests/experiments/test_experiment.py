@@ -129,6 +129,15 @@ BAD_INPUT = [
     ("unknown dtype", lambda: base(dtype="float16"), "Unknown dtype 'float16'"),
     ("depth 0", lambda: base().replace(factorization__depth=0), "depth counts matrices"),
     (
+        "a word for a number",
+        lambda: base().replace(task__z="abc"),
+        "RazinCohenTask.z must be float",
+    ),
+    ("a fraction for a seed", lambda: base().replace(seed=1.5), "Experiment.seed must be int"),
+    ("a seed beyond 64 bits", lambda: base().replace(seed=2**70), "Experiment.seed must be int"),
+    ("no measures", lambda: base().replace(measures=None), "Experiment.measures must be"),
+    ("no shape", lambda: base().replace(factorization__shape=None), "DeepMatrix.shape must be"),
+    (
         "an optax object",
         lambda: encode(ff.GradientDescent(ff.group_rmsprop(1e-2))),
         "cannot be stored in an experiment",
@@ -145,6 +154,16 @@ BAD_INPUT = [
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def test_the_configuration_does_not_change_what_a_seed_means():
+    with jax.enable_x64(False):
+        narrow = base().build()
+    with jax.enable_x64(True):
+        wide = base().build()
+    for first, second in zip(narrow.factors, wide.factors, strict=True):
+        np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(narrow.problem.values, wide.problem.values)
 
 
 @pytest.mark.skipif(jax.config.read("jax_enable_x64"), reason="needs single precision")

@@ -94,12 +94,37 @@ def test_a_truncated_batch_is_named_and_recomputed_after_removal(tmp_path):
     np.testing.assert_array_equal(again.dataset([base()])["entry[0,0]"], whole["entry[0,0]"])
 
 
-def test_a_truncated_index_is_named(tmp_path):
-    store = run(base(), tmp_path / "store", progress=False)
-    index = store.path / "index.parquet"
-    index.write_bytes(index.read_bytes()[:20])
-    with pytest.raises(ValueError, match="cannot be read"):
-        Store(store.path).dataset()
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+def test_a_lost_index_is_rebuilt_from_the_batches(tmp_path, damage):
+    store = run([base(), base(factorization__depth=3)], tmp_path / "store", progress=False)
+    before = store.index.sort("key")
+    file = store.path / "index.parquet"
+    file.write_bytes(file.read_bytes()[:20]) if damage == "truncated" else file.unlink()
+    again = Store(store.path)
+    assert (
+        again.index.select(sorted(before.columns))
+        .sort("key")
+        .equals(before.select(sorted(before.columns)))
+    )
+    assert again.dataset().sizes["run"] == 2
+
+
+def test_two_stores_on_one_folder_lose_nothing(tmp_path):
+    first, second = Store(tmp_path / "store"), Store(tmp_path / "store")
+    run(base(), first, progress=False)
+    assert len(second) == 1
+    run(base(seed=1), second, progress=False)
+    run(base(seed=2), first, progress=False)
+    assert len(Store(tmp_path / "store")) == 3
+
+
+def test_a_value_of_another_kind_is_named(store):
+    with pytest.raises(ValueError, match=r"Axis .factorization\.depth. holds Int64, got .deep."):
+        store.dataset(factorization__depth="deep")
+
+
+def test_one_experiment_is_enough(store, runs):
+    assert store.dataset(runs[0]).sizes["run"] == 1
 
 
 def test_an_interrupted_write_leaves_the_store_as_it_was(tmp_path, monkeypatch):

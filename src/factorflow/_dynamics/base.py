@@ -49,6 +49,10 @@ class AbstractDynamics(eqx.Module):
         """Raise `ValueError` where these concrete factors cannot be followed."""
 
     @abc.abstractmethod
+    def keeps_time(self, factors: Factors) -> bool:
+        """Whether states know their time."""
+
+    @abc.abstractmethod
     def init(
         self,
         problem: AbstractProblem,

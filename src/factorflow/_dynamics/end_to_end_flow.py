@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from factorflow._dynamics.base import AbstractDynamics
 from factorflow._dynamics.flow import FlowState, Integrator
 from factorflow._dynamics.integrators import check_tolerances, choose_integrator, with_tolerances
+from factorflow._dynamics.solver import RKC2
 from factorflow._factorization import AbstractFactorization, DeepMatrix, balanced_factors
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Dense
@@ -77,7 +79,13 @@ class EndToEndFlow(AbstractDynamics):
 
     def __check_init__(self):
         check_tolerances(self.rtol, self.atol)
-        choose_integrator(self.integrator)
+        solver = choose_integrator(self.integrator or "Tsit5")
+        if isinstance(solver, diffrax.AbstractImplicitSolver | RKC2):
+            raise ValueError(
+                f"EndToEndFlow cannot use {type(solver).__name__}: it differentiates the field, "
+                "which is singular where singular values meet. Use an explicit solver such as "
+                "'Tsit5' or 'Dopri8'."
+            )
 
     def check(
         self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
@@ -102,6 +110,10 @@ class EndToEndFlow(AbstractDynamics):
                 f"EndToEndFlow needs hidden widths of {min(factorization.shape)} or more, got "
                 f"{factorization.hidden_widths}; use GradientFlow."
             )
+
+    def keeps_time(self, factors: Factors) -> bool:
+        del factors
+        return True
 
     def init(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm, where
-from factorflow._dynamics.optimizers import Optimizer, effective_step_size
+from factorflow._dynamics.optimizers import GroupRmspropState, Optimizer, effective_step_size
 from factorflow._factorization import AbstractFactorization
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Factored
@@ -78,6 +78,12 @@ class GradientDescent(AbstractDynamics):
                 f"An optimizer by name needs its numbers: GradientDescent(Optimizer({rate!r}, "
                 '{"learning_rate": 1e-3})).'
             )
+        kinds = int | float | np.number | jax.Array | Optimizer | optax.GradientTransformation
+        if not isinstance(rate, kinds):
+            raise ValueError(
+                "GradientDescent takes a learning rate, an Optimizer or an optax transformation "
+                f"(`optax.adam(1e-3)`, not `optax.adam`), got {rate!r}."
+            )
         if isinstance(rate, int | float | np.number) and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"The learning rate must be positive and finite, got {rate}.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -94,6 +100,11 @@ class GradientDescent(AbstractDynamics):
             raise ValueError(
                 f"batch_size={self.batch_size} exceeds the {count} observations of the problem."
             )
+
+    def keeps_time(self, factors: Factors) -> bool:
+        if self._plain:
+            return True
+        return isinstance(self._transformation().init(factors), GroupRmspropState)
 
     def init(
         self,
@@ -140,9 +151,12 @@ class GradientDescent(AbstractDynamics):
                 factors = optax.apply_updates(state.factors, updates)
             step_size = effective_step_size(optimizer_state, state.time.dtype)
         loss, gradient = _loss_and_gradient(problem, factorization, factors)
+        step = state.step + active.astype(state.step.dtype)
+        # A million additions of a rate would round away a percent of the time in float32.
+        plain_time = self.optimizer * step.astype(state.time.dtype) if self._plain else None
         new = _DescentState(
-            step=state.step + active.astype(state.step.dtype),
-            time=state.time + step_size,
+            step=step,
+            time=state.time + step_size if plain_time is None else plain_time,
             loss=loss,
             result=state.result,
             factors=factors,

@@ -63,6 +63,10 @@ class GradientFlow(AbstractDynamics):
     ) -> None:
         del problem, factorization, factors
 
+    def keeps_time(self, factors: Factors) -> bool:
+        del factors
+        return True
+
     def init(
         self,
         problem: AbstractProblem,

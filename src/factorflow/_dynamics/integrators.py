@@ -5,7 +5,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from factorflow._dynamics.solver import RKC2
-from factorflow._problem.observations import named
+from factorflow._names import named
 
 __all__ = [
     "INTEGRATORS",
@@ -38,6 +38,11 @@ def choose_integrator(integrator) -> diffrax.AbstractSolver:
     if isinstance(integrator, str):
         return INTEGRATORS[named("integrator", integrator, INTEGRATORS)]()
     if isinstance(integrator, diffrax.AbstractSolver):
+        if integrator.term_structure is not diffrax.AbstractTerm:
+            raise ValueError(
+                f"{type(integrator).__name__} is not made for a single ordinary differential "
+                f"equation; names of solvers that are: {', '.join(INTEGRATORS)}."
+            )
         if not isinstance(integrator, diffrax.AbstractAdaptiveSolver):
             raise ValueError(
                 f"{type(integrator).__name__} does not estimate its error, which tolerances need; "

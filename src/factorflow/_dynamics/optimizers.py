@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from factorflow._problem.observations import named
+from factorflow._names import named
 from factorflow._types import FloatScalar
 
 __all__ = ["OPTIMIZERS", "GroupRmspropState", "Optimizer", "group_rmsprop"]
@@ -125,6 +125,12 @@ class Optimizer(eqx.Module):
         known = inspect.signature(OPTIMIZERS[self.name]).parameters
         for parameter in self.parameters:
             named(f"parameter of {self.name}", parameter, known)
+        for parameter, declared in known.items():
+            if declared.default is inspect.Parameter.empty and parameter not in self.parameters:
+                raise ValueError(f"Optimizer {self.name!r} needs {parameter!r} in its parameters.")
+        rate = self.parameters.get("learning_rate")
+        if isinstance(rate, int | float) and not 0 < rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {rate}.")
 
     def build(self) -> optax.GradientTransformation:
         """The transformation; called inside the trace, where parameters are arrays."""

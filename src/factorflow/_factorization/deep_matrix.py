@@ -153,6 +153,10 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
         ```
     """
     product = jnp.asarray(product)
+    if jnp.issubdtype(product.dtype, jnp.complexfloating):
+        raise ValueError(f"product must be real, got {product.dtype}.")
+    if not isinstance(product, jax.core.Tracer) and not np.all(np.isfinite(product)):
+        raise ValueError("product holds NaN or infinity; balanced factors need finite numbers.")
     if not jnp.issubdtype(product.dtype, jnp.inexact):
         product = product.astype(jnp.result_type(float))
     if product.shape != factorization.shape:

@@ -105,8 +105,8 @@ def with_determinant(
     sign, _ = eqx.filter_jit(log_determinant)(tuple(factors))
     if not isinstance(sign, jax.core.Tracer) and float(sign) == 0:
         raise ValueError(
-            f"determinant={determinant!r} cannot be honoured: the product is singular. Give a "
-            "product of full rank, or no sign."
+            f"determinant={determinant!r} cannot be honoured: the product is singular, or "
+            "underflows. Give a product of full rank or a larger scale, or no sign."
         )
     wanted = 1.0 if determinant == "positive" else -1.0
     *inner, last = factors

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from factorflow._measure.snapshot import Snapshot
-from factorflow._problem.observations import named
+from factorflow._names import named
 from factorflow._types import FloatArray
 
 __all__ = ["MEASURES", "Family", "Measure", "Number", "as_measure", "as_measures", "measure"]

@@ -8,11 +8,11 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from factorflow._names import named
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.observations import (
     NORMALIZATIONS,
     PENALTIES,
-    named,
     normalize,
     require_finite,
     sample,
@@ -85,7 +85,7 @@ class Completion(AbstractProblem):
                 f"{self.values.shape}."
             )
         require_finite("values", self.values)
-        _refuse_contradictions(self.indices, self.values)
+        repeated = _refuse_contradictions(self.indices, self.values)
         self.weights = jnp.ones_like(self.values)
         self.target = None if target is None else jnp.asarray(target, dtype)
         if self.target is not None:
@@ -94,7 +94,8 @@ class Completion(AbstractProblem):
                 raise ValueError(
                     f"target must have the problem's shape {self.shape}, got {self.target.shape}."
                 )
-        dense = math.prod(self.shape) <= _DENSE_ENTRIES
+        # Label noise differs between repetitions, which a sum over entries could not tell apart.
+        dense = math.prod(self.shape) <= _DENSE_ENTRIES and not repeated
         self.masked = (
             _over_all_entries(self.shape, self.indices, self.values, self.weights)
             if dense
@@ -104,7 +105,11 @@ class Completion(AbstractProblem):
     def loss(self, product: AbstractProduct) -> FloatScalar:
         if self.masked is not None:
             weights, values = self.masked
-            total = jnp.sum(weights * self._penalty(self._dense(product) - values))
+            residuals = self._dense(product) - values
+            if callable(self.penalty):
+                # A penalty of one's own may have no derivative where an entry is not observed.
+                residuals = jnp.where(weights == 0, 1, residuals)
+            total = jnp.sum(weights * self._penalty(residuals))
         else:
             residuals = product.at(self.indices) - self.values
             total = jnp.sum(self.weights * self._penalty(residuals))
@@ -164,7 +169,6 @@ class Completion(AbstractProblem):
 def _over_all_entries(
     shape: tuple[int, ...], indices: jax.Array, values: FloatArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    # An entry observed twice weighs twice, at the weighted mean of its (equal) values.
     places = tuple(jnp.moveaxis(indices, -1, 0))
     zeros = jnp.zeros(shape, values.dtype)
     weight = zeros.at[places].add(weights)
@@ -195,12 +199,13 @@ def _checked_indices(shape: tuple[int, ...], indices) -> jax.Array:
     return jnp.asarray(array, jnp.int32)
 
 
-def _refuse_contradictions(indices: jax.Array, values: FloatArray) -> None:
+def _refuse_contradictions(indices: jax.Array, values: FloatArray) -> bool:
+    """Whether an entry is observed more than once; `ValueError` where with different values."""
     if isinstance(values, jax.core.Tracer) or isinstance(indices, jax.core.Tracer):
-        return
+        return False
     places, owner = np.unique(np.asarray(indices), axis=0, return_inverse=True)
     if len(places) == len(owner):
-        return
+        return False
     numbers = np.asarray(values)
     for place in np.flatnonzero(np.bincount(owner.ravel()) > 1):
         seen = numbers[owner.ravel() == place]
@@ -209,3 +214,4 @@ def _refuse_contradictions(indices: jax.Array, values: FloatArray) -> None:
                 f"Entry {tuple(places[place].tolist())} is observed more than once with different "
                 f"values, {seen[0]} and {seen[seen != seen[0]][0]}. Average them or keep one."
             )
+    return True

@@ -1,6 +1,5 @@
 """What completion and sensing share: penalties, normalizations, minibatches, input checks."""
 
-import difflib
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 
 from factorflow._types import FloatArray, FloatScalar, RandomKey
 
-__all__ = ["NORMALIZATIONS", "PENALTIES", "named", "normalize", "require_finite", "sample"]
+__all__ = ["NORMALIZATIONS", "PENALTIES", "normalize", "require_finite", "sample"]
 
 
 def _huber(residual):
@@ -20,15 +19,6 @@ def _huber(residual):
 
 PENALTIES: dict[str, Callable] = {"squared": jnp.square, "absolute": jnp.abs, "huber": _huber}
 NORMALIZATIONS = ("half_sum", "mean")
-
-
-def named(kind: str, name: str, known) -> str:
-    """`name`, or a `ValueError` that lists what is known and suggests the nearest."""
-    if name in known:
-        return name
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(sorted(known))}.")
 
 
 def normalize(normalization: str, total: FloatScalar, count: int) -> FloatScalar:

@@ -3,10 +3,10 @@
 import equinox as eqx
 import jax.numpy as jnp
 
+from factorflow._names import named
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.observations import (
     NORMALIZATIONS,
-    named,
     normalize,
     require_finite,
     sample,

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import equinox as eqx
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from factorflow._dynamics import EndToEndFlow, GradientDescent, GradientFlow, Optimizer
 from factorflow._factorization import DeepMatrix
 from factorflow._initializer import Balanced, Gaussian, Identity, Orthogonal
+from factorflow._names import named
 from factorflow._observe import AtLosses, AtSteps, AtTimes, LogSpaced, Stop
-from factorflow._problem.observations import named
 from factorflow.experiments.task import TASKS
 
-__all__ = ["KINDS", "canonical", "decode", "encode", "flatten"]
+__all__ = ["KINDS", "build", "canonical", "decode", "encode", "flatten"]
 
 KINDS: dict[str, type] = {
     cls.__name__: cls
@@ -78,7 +79,50 @@ def decode(data: Any) -> Any:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in fields:
         named(f"field of {cls.__name__}", name, known)
-    return cls(**fields)
+    return build(cls, fields)
+
+
+def build(cls: type, fields: dict[str, Any]) -> Any:
+    """An object from its fields; what does not fit is a `ValueError` that names the field."""
+    hints = get_type_hints(cls)
+    for name, value in fields.items():
+        if not _fits(value, hints.get(name, Any)):
+            expected = str(hints[name]).replace("typing.", "").removeprefix("<class '")
+            raise ValueError(
+                f"{cls.__name__}.{name} must be {expected.removesuffix(chr(39) + chr(62))}, got "
+                f"{value!r}."
+            )
+    try:
+        return cls(**fields)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{cls.__name__} cannot be made from {fields}: {error}.") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data can stand for a field of this type; other types are left to the class."""
+    if hint is Any:
+        return not isinstance(value, bool)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if hint is NoneType:
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        # Beyond 64 bits a number no longer fits a seed or a size.
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is str:
+        return isinstance(value, str)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    return True
 
 
 def canonical(data: Any) -> str:

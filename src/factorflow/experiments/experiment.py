@@ -16,11 +16,11 @@ from factorflow._dynamics import AbstractDynamics
 from factorflow._factorization import AbstractFactorization
 from factorflow._initializer import AbstractInitializer
 from factorflow._measure import as_measures
+from factorflow._names import named
 from factorflow._observe import AbstractObservation, Stop
-from factorflow._problem.observations import named
 from factorflow._spec import RunSpec, prepare
 from factorflow._types import RandomKey
-from factorflow.experiments.codec import canonical, decode, encode, flatten
+from factorflow.experiments.codec import build, canonical, decode, encode, flatten
 from factorflow.experiments.task import AbstractTask
 
 __all__ = ["NUMERICS_REVISION", "Experiment", "sweep"]
@@ -138,26 +138,28 @@ class Experiment(eqx.Module):
 
     def build(self) -> RunSpec:
         """The run it describes, validated, with all its numbers as arrays."""
-        root = jax.random.key(self.seed)
-        problem = self.task.build(_fold(root, "task"))
-        factors = self.initializer(self.factorization, _fold(root, "init"))
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError(
                 "dtype='float64' needs double precision: call "
                 "`jax.config.update('jax_enable_x64', True)` first, or use dtype='float32'."
             )
-        # Drawn in the widest type, then rounded: both precisions start from the same numbers.
-        factors = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), factors)
-        return prepare(
-            problem,
-            self.factorization,
-            self.dynamics,
-            factors,
-            observe=self.observe,
-            stop=self.stop,
-            measures=self.measures,
-            key=_fold(root, "dynamics"),
-        )
+        # Drawn in double precision, then rounded: a seed means the same numbers in both, whatever
+        # the session's configuration.
+        with jax.enable_x64(True):
+            root = jax.random.key(self.seed)
+            problem = self.task.build(_fold(root, "task"))
+            factors = self.initializer(self.factorization, _fold(root, "init"))
+            factors = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), factors)
+            return prepare(
+                problem,
+                self.factorization,
+                self.dynamics,
+                factors,
+                observe=self.observe,
+                stop=self.stop,
+                measures=self.measures,
+                key=_fold(root, "dynamics"),
+            )
 
 
 def sweep(base: Experiment, **axes: Iterable[Any]) -> list[Experiment]:
@@ -195,7 +197,7 @@ def decode_experiment(data: dict[str, Any]) -> Experiment:
     missing = [name for name in known[:6] if name not in data]
     if missing:
         raise ValueError(f"An experiment needs {', '.join(missing)}; known fields: {known}.")
-    return Experiment(**{name: decode(item) for name, item in data.items()})
+    return build(Experiment, {name: decode(item) for name, item in data.items()})
 
 
 def _fold(root: RandomKey, axis: str) -> RandomKey:

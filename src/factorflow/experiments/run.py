@@ -47,7 +47,7 @@ def run(
 
     - `experiments`: one or many.
     - `store`: a `Store` or the path of one.
-    - `executor`: a `concurrent.futures.Executor`; by default a thread per core.
+    - `executor`: a `concurrent.futures` executor of threads; by default one per core.
     - `progress`: show a progress bar on stderr.
     - `chunk`: at most this many runs per batch. Results do not depend on it.
 

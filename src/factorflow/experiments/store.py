@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,18 +60,21 @@ class Store:
         import polars as pl
 
         if self._index is None:
-            file = self.path / _INDEX
-            if not file.exists():
+            present = {item.name for item in (self.path / _BATCHES).glob("*.nc")}
+            if not present:
                 return pl.DataFrame({"key": []}, schema={"key": pl.String})
             try:
-                index = pl.read_parquet(file)
                 # A batch that was deleted is to be run again.
-                present = {item.name for item in (self.path / _BATCHES).glob("*.nc")}
-                self._index = index.filter(pl.col("file").is_in(present))
-            except Exception as error:
-                raise ValueError(
-                    f"{file} cannot be read ({error}). Delete the store and run again."
-                ) from error
+                index = pl.read_parquet(self.path / _INDEX)
+                index = index.filter(pl.col("file").is_in(present))
+            except (OSError, pl.exceptions.PolarsError):
+                index = pl.DataFrame({"file": []}, schema={"file": pl.String})
+            # Another process may have added batches, or the index is lost: batches hold their rows.
+            for name in sorted(present - set(index["file"].to_list())):
+                rows = json.loads(self._open(name).attrs["index"])
+                fresh = pl.DataFrame(rows, infer_schema_length=None)
+                index = pl.concat([index, fresh], how="diagonal_relaxed") if len(index) else fresh
+            self._index = index
         return self._index
 
     def __contains__(self, key: str) -> bool:
@@ -90,28 +94,29 @@ class Store:
         keys = [experiment.key() for experiment in experiments]
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:20] + ".nc"
         lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(keys))]
-        dataset = _batch_dataset(experiments, lanes)
+        rows = [
+            {
+                "key": key,
+                "file": name,
+                "run": position,
+                "result": result_name(lane.result),
+                "verdict": VERDICTS[int(lane.certificate.code)],
+                "final_loss": float(lane.stats["loss"]),
+                "final_time": float(lane.stats["time"]),
+                "steps": int(lane.stats["num_steps"]),
+                "batch_seconds": seconds,
+                "experiment": experiment.to_json(),
+                **experiment.axes(),
+            }
+            for position, (key, experiment, lane) in enumerate(
+                zip(keys, experiments, lanes, strict=True)
+            )
+        ]
+        dataset = _batch_dataset(experiments, lanes).assign_attrs(index=json.dumps(rows))
         try:
             (self.path / _BATCHES).mkdir(parents=True, exist_ok=True)
             _atomically(self.path / _BATCHES / name, lambda file: _write_netcdf(dataset, file))
-            rows = [
-                {
-                    "key": key,
-                    "file": name,
-                    "run": position,
-                    "result": result_name(lane.result),
-                    "verdict": VERDICTS[int(lane.certificate.code)],
-                    "final_loss": float(lane.stats["loss"]),
-                    "final_time": float(lane.stats["time"]),
-                    "steps": int(lane.stats["num_steps"]),
-                    "batch_seconds": seconds,
-                    "experiment": experiment.to_json(),
-                    **{axis: _column(value) for axis, value in experiment.axes().items()},
-                }
-                for position, (key, experiment, lane) in enumerate(
-                    zip(keys, experiments, lanes, strict=True)
-                )
-            ]
+            self._index = None  # read what others wrote in the meantime
             fresh = pl.DataFrame(rows, infer_schema_length=None)
             old = self.index.filter(~pl.col("key").is_in(keys))
             index = pl.concat([old, fresh], how="diagonal_relaxed") if old.height else fresh
@@ -123,7 +128,9 @@ class Store:
             ) from error
         self._index = index
 
-    def dataset(self, experiments: Iterable[Experiment] | None = None, **axes: Any) -> "xr.Dataset":
+    def dataset(
+        self, experiments: Experiment | Iterable[Experiment] | None = None, **axes: Any
+    ) -> "xr.Dataset":
         """The results as one dataset with dimensions `run` and `row`.
 
         **Arguments:**
@@ -137,6 +144,8 @@ class Store:
         import polars as pl
 
         index = self.index
+        if isinstance(experiments, Experiment):
+            experiments = [experiments]
         if experiments is not None:
             keys = [experiment.key() for experiment in experiments]
             missing = [key for key in keys if key not in self]
@@ -145,13 +154,17 @@ class Store:
                     f"{len(missing)} of {len(keys)} experiments are not in the store {self.path}; "
                     "run them first: `run(experiments, store)`."
                 )
-            order = pl.DataFrame({"key": keys})
+            order = pl.DataFrame({"key": keys}, schema={"key": pl.String})
             index = order.join(index, on="key", how="left", maintain_order="left")
         for axis, value in axes.items():
             name = axis.replace("__", ".")
             if name not in index.columns:
                 raise ValueError(f"No axis {name!r} in the store; axes: {sorted(index.columns)}.")
-            index = index.filter(pl.col(name) == value)
+            try:
+                index = index.filter(pl.col(name) == value)
+            except pl.exceptions.PolarsError as error:
+                kind = index[name].dtype
+                raise ValueError(f"Axis {name!r} holds {kind}, got {value!r}.") from error
         if not index.height:
             raise ValueError(f"No such runs in the store {self.path}.")
         rows = index.to_dicts()
@@ -232,17 +245,6 @@ def _atomically(path: Path, write) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _column(value: Any) -> Any:
-    # The index needs one type per column: integers that other runs give as floats are floats.
-    return (
-        value
-        if isinstance(value, str | bool)
-        else float(value)
-        if isinstance(value, float)
-        else value
-    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from factorflow._problem.observations import named
+from factorflow._names import named
 from factorflow.experiments import Experiment
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ SCALES = ("quick", "paper", "beyond")
 
 def load_paper(name: str) -> "Paper":
     """The paper's experiments, figures and claims."""
-    from factorflow._problem.observations import named
+    from factorflow._names import named
 
     module = importlib.import_module(f"factorflow.papers.{named('paper', name, PAPERS)}")
     return module.PAPER

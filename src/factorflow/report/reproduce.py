@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factorflow._problem.observations import named
+from factorflow._names import named
 from factorflow._trajectory import write_table
 from factorflow.drawing import save_figure
 from factorflow.experiments import Experiment, Store, run
