@@ -113,7 +113,7 @@ def test_a_figure_is_drawn_from_its_dataset_alone(figure, datasets):
     drawn = figure.draw(datasets[figure.name], {})
     assert drawn.axes
     for axes in drawn.axes:
-        assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title()
+        assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title(loc="left")
 
 
 def test_an_overlay_is_drawn_on_every_panel(datasets):

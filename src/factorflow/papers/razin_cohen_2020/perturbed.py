@@ -117,7 +117,7 @@ def _check_limit(dataset: "xr.Dataset") -> tuple[str, bool]:
         f"explain in {sum(share <= 1 for share in crossed)} of {len(crossed)} whose determinant "
         f"changed sign; {wrong} on the wrong branch, {unfinished} unfinished"
     )
-    return measured, max(kept + crossed) <= 1
+    return measured, bool(max(kept + crossed) <= 1)
 
 
 def _check_diverges(dataset: "xr.Dataset") -> tuple[str, bool]:
@@ -134,7 +134,7 @@ def _check_diverges(dataset: "xr.Dataset") -> tuple[str, bool]:
         return "no runs", False
     words = "increasing" if growing else "NOT increasing"
     measured = f"{words} over two decades; entry times r at the end {min(ends):.4f} or more"
-    return measured, growing and min(ends) >= 0.95
+    return measured, bool(growing and min(ends) >= 0.95)
 
 
 FIGURE = Figure(
