@@ -1,5 +1,6 @@
 """Descent on the 2x2 problem at depth 3: microseconds per run and iteration, measures included."""
 
+import functools
 import importlib.util
 
 import jax
@@ -39,7 +40,7 @@ def measure() -> list[Row]:
     for runs, steps in ((1, 500_000), (256, 50_000)):
         batch = specs(runs, steps)
         follow(batch)  # compile
-        seconds = best_of(3, lambda batch=batch: follow(batch))
+        seconds = best_of(3, functools.partial(follow, batch))
         per_iteration[runs] = 1e6 * seconds / steps / runs
     rows.append(Row("one run, us per iteration", f"{per_iteration[1]:.3f}", "at most 0.3"))
     rows.append(
@@ -54,7 +55,8 @@ def measure() -> list[Row]:
     for name, loop in loops.items():
         steps = 5_000
         loop(start, RATE, 100)
-        plain = 1e6 * best_of(3, lambda loop=loop: loop(start, RATE, steps)) / steps
+        seconds = best_of(3, functools.partial(loop, start, RATE, steps))
+        plain = 1e6 * seconds / steps
         goals = ("over 900", "over 7000") if name == "PyTorch" else ("", "")
         rows.append(Row(f"plain {name} loop, us per iteration", f"{plain:.1f}"))
         rows.append(Row(f"  {name} over one run", f"{plain / per_iteration[1]:.0f}x", goals[0]))
