@@ -1,6 +1,7 @@
 """The flow of the product itself, which balanced factors follow exactly."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -8,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow._dynamics.base import AbstractDynamics
-from factorflow._dynamics.flow import FlowState, Integrator
-from factorflow._dynamics.integrators import check_tolerances, choose_integrator, with_tolerances
+from factorflow._dynamics.abstract_flow import AbstractFlow
+from factorflow._dynamics.flow import FlowState
+from factorflow._dynamics.integrators import check_tolerances, choose_integrator
 from factorflow._dynamics.solver import RKC2
 from factorflow._factorization import AbstractFactorization, DeepMatrix, balanced_factors
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Dense
-from factorflow._types import Factors, FloatScalar, Matrix, RandomKey
+from factorflow._types import Factors, Matrix
 
 __all__ = ["EndToEndFlow", "end_to_end_field"]
 
@@ -45,7 +46,7 @@ def _power(values, exponent: float):
     return jnp.ones_like(values) if exponent == 0 else values**exponent
 
 
-class EndToEndFlow(AbstractDynamics):
+class EndToEndFlow(AbstractFlow):
     r"""The end-to-end flow of a balanced deep matrix factorization.
 
     $$\dot W = -\sum_{j=1}^{L} (W W^\top)^{\frac{L-j}{L}} \, \nabla\ell(W) \,
@@ -75,11 +76,9 @@ class EndToEndFlow(AbstractDynamics):
     rtol: float | None = None
     atol: float | None = None
 
-    continuous: ClassVar[bool] = True
-
     def __check_init__(self):
         check_tolerances(self.rtol, self.atol)
-        solver = choose_integrator(self.integrator or "Tsit5")
+        solver = self.solver()
         if isinstance(solver, diffrax.AbstractImplicitSolver | RKC2):
             raise ValueError(
                 f"EndToEndFlow cannot use {type(solver).__name__}: it differentiates the field, "
@@ -111,67 +110,23 @@ class EndToEndFlow(AbstractDynamics):
                 f"{factorization.hidden_widths}; use GradientFlow."
             )
 
-    def keeps_time(self, factors: Factors) -> bool:
-        del factors
-        return True
+    def start(self, factorization: AbstractFactorization, factors: Factors) -> Matrix:
+        return factorization.compose(factors)
 
-    def init(
-        self,
-        problem: AbstractProblem,
-        factorization: AbstractFactorization,
-        factors: Factors,
-        key: RandomKey,
-    ) -> FlowState:
-        del key
-        product = factorization.compose(factors)
-        return self._integrator(problem, factorization, product).init(product)
+    def field(
+        self, problem: AbstractProblem, factorization: AbstractFactorization
+    ) -> Callable[[Matrix], Matrix]:
+        assert isinstance(factorization, DeepMatrix)  # check saw to it
+        gradient = jax.grad(lambda y: problem.loss(Dense(y)))
+        return lambda y: end_to_end_field(y, gradient(y), factorization.depth)
 
-    def advance(
-        self,
-        problem: AbstractProblem,
-        factorization: AbstractFactorization,
-        state: FlowState,
-        active: jax.Array,
-    ) -> FlowState:
-        return self._integrator(problem, factorization, state.y).advance(state, active)
-
-    def gradient_norm(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
-    ) -> FloatScalar:
-        return self._integrator(problem, factorization, state.y).speed(state)
-
-    def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
-        return Dense(state.y)
+    def position_product(self, factorization: AbstractFactorization, y: Matrix) -> AbstractProduct:
+        del factorization
+        return Dense(y)
 
     def factors(self, factorization: AbstractFactorization, state: FlowState) -> Factors:
-        assert isinstance(factorization, DeepMatrix)
+        assert isinstance(factorization, DeepMatrix)  # check saw to it
         return balanced_factors(factorization, state.y)
 
-    def locate(
-        self,
-        problem: AbstractProblem,
-        factorization: AbstractFactorization,
-        state: FlowState,
-        *,
-        time: FloatScalar | None = None,
-        loss: FloatScalar | None = None,
-    ) -> FlowState:
-        return self._integrator(problem, factorization, state.y).locate(state, time=time, loss=loss)
-
-    def _integrator(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, product: Matrix
-    ) -> Integrator:
-        assert isinstance(factorization, DeepMatrix)
-        depth = factorization.depth
-
-        def loss(y: Matrix) -> FloatScalar:
-            return problem.loss(Dense(y))
-
-        def field(y: Matrix) -> Matrix:
-            return end_to_end_field(y, jax.grad(loss)(y), depth)
-
-        # Explicit by default: an implicit method would differentiate the SVD, which is singular
-        # where singular values meet (at any multiple of the identity, for one).
-        solver = choose_integrator(self.integrator or "Tsit5")
-        solver, controller = with_tolerances(solver, self.rtol, self.atol, product.dtype)
-        return Integrator(field, loss, solver, controller, None)
+    def solver(self) -> diffrax.AbstractSolver:
+        return choose_integrator(self.integrator or "Tsit5")

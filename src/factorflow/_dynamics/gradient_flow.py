@@ -1,23 +1,25 @@
 """Gradient flow of the factors, through any diffrax solver."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from factorflow._dynamics.base import AbstractDynamics
-from factorflow._dynamics.flow import FlowState, Integrator
-from factorflow._dynamics.integrators import check_tolerances, choose_integrator, with_tolerances
+from factorflow._dynamics.abstract_flow import AbstractFlow
+from factorflow._dynamics.flow import FlowState
+from factorflow._dynamics.integrators import check_tolerances, choose_integrator
 from factorflow._factorization import AbstractFactorization
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Factored
-from factorflow._types import Factors, FloatScalar, RandomKey
+from factorflow._types import Factors
 
 __all__ = ["GradientFlow"]
 
 
-class GradientFlow(AbstractDynamics):
+class GradientFlow(AbstractFlow):
     r"""Gradient flow of the factors, $\dot W_j = -\partial \ell / \partial W_j$.
 
     **Arguments:**
@@ -52,8 +54,6 @@ class GradientFlow(AbstractDynamics):
     rtol: float | None = None
     atol: float | None = None
 
-    continuous: ClassVar[bool] = True
-
     def __check_init__(self):
         check_tolerances(self.rtol, self.atol)
         choose_integrator(self.integrator)  # refuses unknown names at once
@@ -63,62 +63,21 @@ class GradientFlow(AbstractDynamics):
     ) -> None:
         del problem, factorization, factors
 
-    def keeps_time(self, factors: Factors) -> bool:
-        del factors
-        return True
+    def start(self, factorization: AbstractFactorization, factors: Factors) -> Factors:
+        del factorization
+        return factors
 
-    def init(
-        self,
-        problem: AbstractProblem,
-        factorization: AbstractFactorization,
-        factors: Factors,
-        key: RandomKey,
-    ) -> FlowState:
-        del key
-        return self._integrator(problem, factorization, factors).init(factors)
+    def field(
+        self, problem: AbstractProblem, factorization: AbstractFactorization
+    ) -> Callable[[Factors], Factors]:
+        gradient = jax.grad(lambda y: problem.loss(Factored(factorization, y)))
+        return lambda y: jax.tree.map(jnp.negative, gradient(y))
 
-    def advance(
-        self,
-        problem: AbstractProblem,
-        factorization: AbstractFactorization,
-        state: FlowState,
-        active: jax.Array,
-    ) -> FlowState:
-        return self._integrator(problem, factorization, state.y).advance(state, active)
-
-    def gradient_norm(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
-    ) -> FloatScalar:
-        return self._integrator(problem, factorization, state.y).speed(state)
-
-    def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
-        return Factored(factorization, state.y)
+    def position_product(self, factorization: AbstractFactorization, y: Factors) -> AbstractProduct:
+        return Factored(factorization, y)
 
     def factors(self, factorization: AbstractFactorization, state: FlowState) -> Factors:
         return state.y
 
-    def locate(
-        self,
-        problem: AbstractProblem,
-        factorization: AbstractFactorization,
-        state: FlowState,
-        *,
-        time: FloatScalar | None = None,
-        loss: FloatScalar | None = None,
-    ) -> FlowState:
-        integrator = self._integrator(problem, factorization, state.y)
-        return integrator.locate(state, time=time, loss=loss)
-
-    def _integrator(
-        self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
-    ) -> Integrator:
-        def loss(y: Factors) -> FloatScalar:
-            return problem.loss(Factored(factorization, y))
-
-        def field(y: Factors) -> Factors:
-            return jax.tree.map(jnp.negative, jax.grad(loss)(y))
-
-        leaves = jax.tree.leaves(factors)
-        solver = choose_integrator(self.integrator)
-        solver, controller = with_tolerances(solver, self.rtol, self.atol, leaves[0].dtype)
-        return Integrator(field, loss, solver, controller, None)
+    def solver(self) -> diffrax.AbstractSolver:
+        return choose_integrator(self.integrator)

@@ -1,0 +1,100 @@
+"""What flows share: a position, an equation that moves it, and an integrator that follows it."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+
+from factorflow._dynamics.base import AbstractDynamics
+from factorflow._dynamics.flow import FlowState, Integrator
+from factorflow._dynamics.integrators import with_tolerances
+from factorflow._factorization import AbstractFactorization
+from factorflow._problem import AbstractProblem
+from factorflow._product import AbstractProduct
+from factorflow._types import Factors, FloatScalar, RandomKey
+
+__all__ = ["AbstractFlow"]
+
+
+class AbstractFlow(AbstractDynamics):
+    """A continuous dynamics: subclasses say where it starts and how its position moves."""
+
+    integrator: eqx.AbstractVar[Any]
+    rtol: eqx.AbstractVar[float | None]
+    atol: eqx.AbstractVar[float | None]
+
+    continuous: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def start(self, factorization: AbstractFactorization, factors: Factors) -> Any:
+        """The position of these factors: themselves, or their product."""
+
+    @abc.abstractmethod
+    def field(
+        self, problem: AbstractProblem, factorization: AbstractFactorization
+    ) -> Callable[[Any], Any]:
+        """The velocity as a function of position."""
+
+    @abc.abstractmethod
+    def position_product(self, factorization: AbstractFactorization, y: Any) -> AbstractProduct:
+        """The product at a position."""
+
+    @abc.abstractmethod
+    def solver(self) -> diffrax.AbstractSolver:
+        """The solver that follows it."""
+
+    def keeps_time(self, factors: Factors) -> bool:
+        del factors
+        return True
+
+    def init(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        factors: Factors,
+        key: RandomKey,
+    ) -> FlowState:
+        del key
+        y = self.start(factorization, factors)
+        return self._integrator(problem, factorization, y).init(y)
+
+    def advance(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: FlowState,
+        active: jax.Array,
+    ) -> FlowState:
+        return self._integrator(problem, factorization, state.y).advance(state, active)
+
+    def gradient_norm(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> FloatScalar:
+        return self._integrator(problem, factorization, state.y).speed(state)
+
+    def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
+        return self.position_product(factorization, state.y)
+
+    def locate(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: FlowState,
+        *,
+        time: FloatScalar | None = None,
+        loss: FloatScalar | None = None,
+    ) -> FlowState:
+        return self._integrator(problem, factorization, state.y).locate(state, time=time, loss=loss)
+
+    def _integrator(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, y: Any
+    ) -> Integrator:
+        def loss(y: Any) -> FloatScalar:
+            return problem.loss(self.position_product(factorization, y))
+
+        dtype = jax.tree.leaves(y)[0].dtype
+        solver, controller = with_tolerances(self.solver(), self.rtol, self.atol, dtype)
+        return Integrator(self.field(problem, factorization), loss, solver, controller, None)
