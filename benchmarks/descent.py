@@ -37,7 +37,8 @@ def specs(runs: int, steps: int):
 def measure() -> list[Row]:
     """One run, a batch of 256, and plain loops, in one process."""
     rows, per_iteration = [], {}
-    for runs, steps in ((1, 500_000), (256, 50_000)):
+    # A curve to loss 1e-4 takes 1.8e6 iterations or more; stacking the runs must not dominate.
+    for runs, steps in ((1, 500_000), (256, 200_000)):
         batch = specs(runs, steps)
         follow(batch)  # compile
         seconds = best_of(3, functools.partial(follow, batch))
@@ -57,10 +58,7 @@ def measure() -> list[Row]:
         loop(start, RATE, 100)
         seconds = best_of(3, functools.partial(loop, start, RATE, steps))
         plain = 1e6 * seconds / steps
-        goals = ("over 900", "over 7000") if name == "PyTorch" else ("", "")
         rows.append(Row(f"plain {name} loop, us per iteration", f"{plain:.1f}"))
-        rows.append(Row(f"  {name} over one run", f"{plain / per_iteration[1]:.0f}x", goals[0]))
-        rows.append(
-            Row(f"  {name} over a batch of 256", f"{plain / per_iteration[256]:.0f}x", goals[1])
-        )
+        rows.append(Row(f"  {name} over one run", f"{plain / per_iteration[1]:.0f}x"))
+        rows.append(Row(f"  {name} over a batch of 256", f"{plain / per_iteration[256]:.0f}x"))
     return rows
