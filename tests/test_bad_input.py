@@ -1,0 +1,45 @@
+"""Every kind of bad input that users were promised a clear message for has a test of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+# What it is, where its test lives, and the pattern of the message that the test expects there.
+PROMISED = [
+    ("indices out of range", "_problem/test_completion.py", r"is out of range for shape"),
+    ("contradicting duplicates", "_problem/test_completion.py", r"observed more than once"),
+    ("empty observations", "_problem/test_completion.py", r"indices is empty"),
+    ("NaN", "_problem/test_completion.py", r"values holds nan"),
+    ("infinity", "_problem/test_completion.py", r"values holds -inf"),
+    ("wrong shapes of values", "_problem/test_completion.py", r"one per row"),
+    ("wrong shapes of measurements", "_problem/test_sensing.py", r"one per measurement"),
+    ("wrong shapes of factors", "test_spec.py", r"shapes"),
+    ("depth 0", "_factorization/test_deep_matrix.py", r"depth counts matrices"),
+    ("narrow hidden width", "_factorization/test_balanced_factors.py", r"is too small"),
+    ("scale 0", "_initializer/test_initializers.py", r"positive and finite"),
+    ("underflow of the product", "test_spec.py", r"underflows"),
+    ("negative p", "_measure/test_base.py", r"p must be positive"),
+    ("distance beyond the dimensions", "_measure/test_base.py", r"k must be below"),
+    ("unknown measure", "_measure/test_base.py", r"Did you mean"),
+    ("unknown optimizer", "_dynamics/test_optimizers.py", r"Did you mean"),
+    ("unknown integrator", "_dynamics/test_gradient_flow.py", r"Did you mean"),
+    ("unknown field", "experiments/test_experiment.py", r"Did you mean"),
+    ("unknown paper", "papers/test_razin_cohen_2020.py", r"Did you mean"),
+    ("folder of something else", "experiments/test_store.py", r"holds something else"),
+    ("report in a folder of something else", "test_cli.py", r"holds something else"),
+    ("interrupted write", "experiments/test_store.py", r"No space left on device"),
+    ("truncated result file", "experiments/test_store.py", r"truncated"),
+    ("unwritable table", "test_cli.py", r"does not exist; create it"),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [row[1:] for row in PROMISED], ids=[row[0] for row in PROMISED]
+)
+def test_a_promised_message_has_a_test(file, message):
+    source = (TESTS / file).read_text()
+    assert re.search(rf"[\"'].*{message}.*[\"']", source), f"no test in {file} expects {message!r}"
+    assert "pytest.raises(" in source or "returncode == 2" in source
