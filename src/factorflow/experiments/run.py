@@ -142,7 +142,7 @@ def _timed(specs: list[RunSpec], width: int) -> tuple[Trajectory, float]:
 def _return_memory() -> None:
     """Give memory freed by the compiler back to the system, where the C library can.
 
-    Compilation frees hundreds of megabytes that glibc would keep: a third of a long sweep's peak.
+    Compilation frees hundreds of megabytes that glibc would keep: a sixth of a long sweep's peak.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

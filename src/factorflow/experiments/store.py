@@ -1,6 +1,5 @@
 """A folder of results: one netCDF file per batch, and an index with a row per experiment."""
 
-import functools
 import hashlib
 import json
 import os
@@ -78,14 +77,10 @@ class Store:
         return self._index
 
     def __contains__(self, key: str) -> bool:
-        return key in self._keys
+        return key in self.index["key"]
 
     def __len__(self) -> int:
         return self.index.height
-
-    @property
-    def _keys(self) -> frozenset[str]:
-        return _key_set(tuple(self.index["key"].to_list()))
 
     def add(self, experiments: Sequence[Experiment], batch: Trajectory, seconds: float) -> None:
         """Write the trajectories of one batch, then its rows of the index."""
@@ -245,8 +240,3 @@ def _atomically(path: Path, write) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@functools.lru_cache(maxsize=8)
-def _key_set(keys: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(keys)
