@@ -9,7 +9,7 @@ import pytest
 
 import factorflow as ff
 from factorflow._certificate import VERDICTS, certify_from_invariants
-from factorflow._simulate import follow
+from factorflow._certify import follow_certified as follow
 from factorflow._spec import prepare
 from factorflow.reference import frontier_entry
 from runs import DTYPE, EPS

@@ -1,19 +1,33 @@
-"""Can a curve be believed? What a run recorded about itself, and the verdict it supports."""
+"""Can a curve be believed? The verdict on a trajectory, and the evidence behind it."""
+
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow._types import BoolArray, FloatArray, FloatScalar, IntScalar
-
-__all__ = ["VERDICTS", "Certificate", "certify_from_invariants"]
+__all__ = ["DOUBTS", "VERDICTS", "Certificate"]
 
 VERDICTS = ("unverified", "step_limited", "rounding_limited", "flow_faithful")
 
-# Rounding alone moves a conserved quantity by about eps times its scale per step, in a random walk.
-# A drift this many times larger comes from the step size.
-_ROUNDING_MARGIN = 30.0
+# Why a row is not trusted: a code, its name and what it means. The first that applies counts.
+DOUBTS = {
+    "none": "",
+    "not_reached": "the row was not reached",
+    "unconfirmed": "nothing independent confirms it (`certify='full'` adds companion runs)",
+    "failed": "the integrator gave up",
+    "determinant_sign": (
+        "from balanced factors the determinant must keep its sign under gradient flow, but here it "
+        "changed"
+    ),
+    "static_bound": "a bound that holds for every product with this determinant sign is violated",
+    "flow": "the certified gradient flow from the same start is elsewhere",
+    "wider_dtype": "a run in double precision is elsewhere",
+    "companion": "a companion run with another step size is elsewhere",
+    "drift": "quantities that gradient flow conserves have drifted too far",
+    "horizon": "the entry is near the horizon that the drift of the balance allows",
+    "energy": "the loss has not fallen by the integral of the squared gradient norm",
+}
 
 
 class Certificate(eqx.Module):
@@ -21,22 +35,36 @@ class Certificate(eqx.Module):
 
     **Attributes:**
 
-    - `verdict`: `"flow_faithful"`, `"step_limited"`, `"rounding_limited"` or `"unverified"`.
+    - `verdict`: `"flow_faithful"` where every reached row is trusted, `"step_limited"` or
+        `"rounding_limited"` where some are not gradient flow, by what limits them, and
+        `"unverified"` where nothing decides.
     - `trusted`: a flag per row: whether the evidence supports this row as gradient flow.
-    - `contradicted`: a flag per row: whether an invariant of gradient flow is already violated
-        there, so that the row cannot be gradient flow.
-    - `evidence`: the numbers behind it: `balancedness_gap` at the start, `balancedness_drift` at
-        the end, `determinant_sign_changed`.
+    - `contradicted`: a flag per row: whether an invariant of gradient flow is violated there, so
+        that the row cannot be gradient flow.
+    - `doubts`: a name per row: why it is not trusted, or `"none"`.
+    - `evidence`: the numbers behind it, see below.
     - `explanation`: one sentence.
 
-    Descent, and flows that follow the factors without a companion run, are `"unverified"` unless an
-    invariant already shows that they have left the flow. It is a-posteriori evidence, not a proof.
+    Evidence: `balancedness_gap` at the start and `balancedness_drift` at the end (largest absolute
+    entry), `determinant_sign_changed`, `bound_violations`, `energy_defect` (relative, largest of a
+    step), and the largest relative distance of the rows from each companion that ran, compared
+    with `tolerance`: `companion_error` (another tolerance or half the step), `wider_dtype_error`
+    (double precision), `flow_error` (descent against the certified flow), `companion_time_error`.
+    NaN stands for what was not measured.
+
+    It is strong a-posteriori evidence, not an interval proof.
     """
 
-    code: IntScalar
-    trusted: BoolArray
-    contradicted: BoolArray
-    evidence: dict[str, jax.Array]
+    code: Any
+    doubt_codes: Any
+    contradicted: Any
+    evidence: dict[str, Any]
+
+    @classmethod
+    def unjudged(cls, reached: Any) -> "Certificate":
+        """The certificate of rows that nobody has looked at."""
+        doubts = jnp.full(reached.shape, tuple(DOUBTS).index("unconfirmed"), jnp.int32)
+        return cls(jnp.zeros((), jnp.int32), doubts, jnp.zeros_like(reached), {})
 
     @property
     def verdict(self) -> str:
@@ -44,64 +72,42 @@ class Certificate(eqx.Module):
         return VERDICTS[int(np.asarray(self.code))]
 
     @property
+    def trusted(self) -> np.ndarray:
+        """A flag per row."""
+        return np.asarray(self.doubt_codes) == 0
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why each row of one (not batched) certificate is not trusted."""
+        names = tuple(DOUBTS)
+        return [names[code] for code in np.asarray(self.doubt_codes)]
+
+    @property
     def explanation(self) -> str:
         """One sentence with the numbers that decided."""
-        drift = float(np.asarray(self.evidence["balancedness_drift"]))
-        if self.verdict in ("step_limited", "rounding_limited"):
-            cause = "its step size" if self.verdict == "step_limited" else "rounding"
-            return (
-                "From balanced factors the determinant must keep its sign under gradient flow, but "
-                f"here it changed: {cause} moved the conserved balance by {drift:.2g}, and rows "
-                "from there on are not gradient flow."
+        numbers = {name: float(np.asarray(value)) for name, value in self.evidence.items()}
+        measured = ", ".join(
+            f"{name.replace('_', ' ')} {numbers[name]:.2g}"
+            for name in (
+                "companion_error",
+                "wider_dtype_error",
+                "flow_error",
+                "energy_defect",
+                "balancedness_drift",
             )
-        return (
-            f"No invariant is violated (balance drifted by {drift:.2g}), but nothing independent "
-            "confirms the curve either."
+            if np.isfinite(numbers.get(name, np.nan))
         )
-
-
-def certify_from_invariants(
-    *,
-    gap: FloatScalar,
-    drift: FloatScalar,
-    initial_scale: FloatScalar,
-    scale: FloatScalar,
-    steps: IntScalar,
-    initial_sign: FloatScalar,
-    signs: FloatArray,
-    reached: BoolArray,
-) -> Certificate:
-    """The certificate of a run that was not compared with another.
-
-    **Arguments:**
-
-    - `gap`, `drift`: spectral size of the imbalance at the start, and of its change by the end.
-    - `initial_scale`, `scale`: squared norm of the largest factor at the start and at the end,
-        which set the rounding of the two.
-    - `steps`: number of steps taken.
-    - `initial_sign`, `signs`: sign of the determinant at the start and at each row (0 where the
-        product is not square).
-    - `reached`: which rows were reached.
-    """
-    eps = jnp.finfo(drift.dtype).eps
-    balanced = gap <= 1e3 * eps * initial_scale
-    flipped = reached & (signs * initial_sign < 0)
-    # Once lost, always lost: a sign that returns does not restore the flow.
-    contradicted = balanced & (jnp.cumsum(flipped) > 0) & reached
-    rounding = _ROUNDING_MARGIN * eps * scale * jnp.sqrt(1.0 + steps.astype(drift.dtype))
-    by_rounding = drift <= rounding
-    code = jnp.where(
-        jnp.any(contradicted),
-        jnp.where(by_rounding, VERDICTS.index("rounding_limited"), VERDICTS.index("step_limited")),
-        VERDICTS.index("unverified"),
-    )
-    return Certificate(
-        code=code.astype(jnp.int32),
-        trusted=jnp.zeros_like(reached),
-        contradicted=contradicted,
-        evidence={
-            "balancedness_gap": gap,
-            "balancedness_drift": drift,
-            "determinant_sign_changed": jnp.any(flipped),
-        },
-    )
+        doubts = self.doubts
+        reached = [i for i, name in enumerate(doubts) if name != "not_reached"]
+        if not reached:
+            return "No row was reached, so there is nothing to believe."
+        if self.verdict == "flow_faithful":
+            return f"Every reached row is confirmed as gradient flow ({measured})."
+        first = next((i for i in reached if doubts[i] != "none"), reached[0])
+        if self.verdict == "unverified":
+            return f"Not confirmed from row {first} on: {DOUBTS[doubts[first]]} ({measured})."
+        cause = "rounding" if self.verdict == "rounding_limited" else "its step size or tolerance"
+        return (
+            f"Limited by {cause}: row {first} and some after it are not gradient flow, because "
+            f"{DOUBTS[doubts[first]]} ({measured})."
+        )

@@ -32,6 +32,11 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The integrator's step became too small to advance the time in this precision. Loosen "
         "`rtol` and `atol`, use float64, or choose an integrator made for stiff problems."
     )
+    wrong_branch = (
+        "The loss cannot vanish from here: the determinant has the sign of z z' and keeps it, so "
+        "w22 cannot cross zero, but it has the sign opposite to eps. The loss has come to rest at "
+        "eps^2 / 2. Start with the other sign of the determinant, of eps, or from another draw."
+    )
 
 
 LIMITS = (
@@ -45,6 +50,7 @@ LIMITS = (
 _FAILURES = (
     "loss_nonfinite",
     "step_size_underflow",
+    "wrong_branch",
     "max_steps_reached",
     "dt_min_reached",
     "nonlinear_max_steps_reached",

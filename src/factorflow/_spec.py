@@ -14,7 +14,7 @@ from factorflow._observe import DEFAULT_MAX_STEPS, AbstractObservation, Stop
 from factorflow._problem import AbstractProblem
 from factorflow._types import Factors, RandomKey
 
-__all__ = ["RunSpec", "prepare"]
+__all__ = ["RunSpec", "as_arrays", "prepare", "structure"]
 
 
 class RunSpec(eqx.Module):
@@ -67,7 +67,7 @@ def prepare(
         raise ValueError(f"key must come from jax.random.key, got {key!r}.")
     factors = jax.tree.map(jnp.asarray, factors)
     dtype = _check_factors(problem, factorization, factors)
-    dynamics.check(problem, factorization, factors)
+    dynamics = dynamics.resolve(problem, factorization, factors)
     observed_at, levels = observe.resolve(stop)
     timed = observed_at == "time" or stop.max_time is not None
     if timed and not dynamics.keeps_time(factors):
@@ -99,6 +99,13 @@ def prepare(
         limited=limited,
         measures=as_measures(measures),
     )
+
+
+def structure(spec: RunSpec) -> str:
+    """What two runs must share to be stacked: code, static fields, shapes and dtypes."""
+    arrays, static = eqx.partition(spec, eqx.is_array)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arrays)
+    return f"{jax.tree.structure(spec)}|{shapes}|{static}"
 
 
 def as_arrays(tree: Any, dtype) -> Any:

@@ -30,7 +30,7 @@ class Trajectory(eqx.Module):
     - `factors`: the factors at the end, ready for `factorization.compose`.
     - `result`: a `RESULTS` code; `result_name` is its name.
     - `certificate`: whether the rows can be believed.
-    - `stats`: final `loss` and `time`, and counters.
+    - `stats`: the `integrator` that was chosen, final `loss` and `time`, and counters.
     """
 
     times: FloatArray
@@ -41,9 +41,15 @@ class Trajectory(eqx.Module):
     factors: Factors
     result: RESULTS
     certificate: Certificate
-    stats: dict[str, Any]
+    counters: dict[str, Any]
+    integrator: str = eqx.field(static=True)
     observed_at: str = eqx.field(static=True)
     dims: dict[str, tuple[str, ...]] = eqx.field(static=True)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What followed the run, where it ended and what it cost."""
+        return {"integrator": self.integrator, **self.counters}
 
     @property
     def result_name(self) -> str:
@@ -61,6 +67,7 @@ class Trajectory(eqx.Module):
         }
         data["reached"] = (row, np.asarray(self.reached))
         data["trusted"] = (row, np.asarray(self.certificate.trusted))
+        data["doubt"] = (row, np.asarray(self.certificate.doubt_codes))
         data["contradicted"] = (row, np.asarray(self.certificate.contradicted))
         coords = {
             "time": (row, np.asarray(self.times)),
@@ -70,6 +77,8 @@ class Trajectory(eqx.Module):
         attributes = {
             "result": self.result_name,
             "verdict": self.certificate.verdict,
+            "explanation": self.certificate.explanation,
+            "integrator": self.integrator,
             "observed_at": self.observed_at,
         }
         return xr.Dataset(data, coords, attributes)

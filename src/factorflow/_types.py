@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 __all__ = [
     "BoolArray",
+    "BoolScalar",
     "Factors",
     "FloatArray",
     "FloatScalar",
@@ -14,12 +15,15 @@ __all__ = [
     "Matrix",
     "Penalty",
     "RandomKey",
+    "Vector",
 ]
 
 FloatArray: TypeAlias = Float[Array, "..."]
 FloatScalar: TypeAlias = Float[Array, ""]
 IntScalar: TypeAlias = Int[Array, ""]
 BoolArray: TypeAlias = Bool[Array, "..."]
+BoolScalar: TypeAlias = Bool[Array, ""]
+Vector: TypeAlias = Float[Array, " n"]
 Matrix: TypeAlias = Float[Array, "rows columns"]
 RandomKey: TypeAlias = Key[Array, ""]
 # Factors are any pytree of real arrays; a factorization says which.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow._simulate import follow
+from factorflow._certify import follow_certified as follow
 from factorflow._spec import prepare
 from runs import EPS, GENERIC, RAZIN_COHEN, compose, in_numpy, integrate
 

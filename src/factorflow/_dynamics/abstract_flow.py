@@ -1,6 +1,7 @@
 """What flows share: a position, an equation that moves it, and an integrator that follows it."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,13 +11,16 @@ import jax
 
 from factorflow._dynamics.base import AbstractDynamics
 from factorflow._dynamics.flow import FlowState, Integrator
-from factorflow._dynamics.integrators import with_tolerances
+from factorflow._dynamics.integrators import default_tolerances, with_tolerances
 from factorflow._factorization import AbstractFactorization
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct
 from factorflow._types import Factors, FloatScalar, RandomKey
 
 __all__ = ["AbstractFlow"]
+
+# A hundredth of the tolerance moves a second-order method 20 times nearer to the flow.
+_REFINED = 100.0
 
 
 class AbstractFlow(AbstractDynamics):
@@ -45,6 +49,23 @@ class AbstractFlow(AbstractDynamics):
     @abc.abstractmethod
     def solver(self) -> diffrax.AbstractSolver:
         """The solver that follows it."""
+
+    @property
+    def integrator_name(self) -> str:
+        return type(self.solver()).__name__
+
+    def refined(self) -> "AbstractFlow | None":
+        if self.rtol is None or self.atol is None:
+            return None
+        finer = self.rtol / _REFINED, self.atol / _REFINED
+        return eqx.tree_at(lambda flow: (flow.rtol, flow.atol), self, finer)
+
+    def with_default_tolerances(self, factors: Factors) -> "AbstractFlow":
+        """The same with its tolerances as numbers."""
+        defaults = default_tolerances(jax.tree.leaves(factors)[0].dtype)
+        given = self.rtol, self.atol
+        chosen = [d if g is None else g for d, g in zip(defaults, given, strict=True)]
+        return dataclasses.replace(self, rtol=chosen[0], atol=chosen[1])
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors
@@ -75,7 +96,10 @@ class AbstractFlow(AbstractDynamics):
     ) -> FloatScalar:
         return self._integrator(problem, factorization, state.y).speed(state)
 
-    def product(self, factorization: AbstractFactorization, state: FlowState) -> AbstractProduct:
+    def product(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> AbstractProduct:
+        del problem
         return self.position_product(factorization, state.y)
 
     def locate(

@@ -42,11 +42,32 @@ class AbstractDynamics(eqx.Module):
     # Whether times and levels can be hit exactly (a flow) or only passed (descent).
     continuous: ClassVar[bool]
 
+    @property
+    def balanced(self) -> bool:
+        """Whether balance holds by construction, so that its drift says nothing."""
+        return False
+
+    def companion(self) -> "AbstractDynamics | None":
+        """The same with another discretization, where that is cheap enough to run always."""
+        return None
+
+    def refined(self) -> "AbstractDynamics | None":
+        """The same with a finer discretization, to compare with when asked for."""
+        return None
+
+    @property
     @abc.abstractmethod
-    def check(
+    def integrator_name(self) -> str:
+        """What advances the state, for `trajectory.stats`."""
+
+    @abc.abstractmethod
+    def resolve(
         self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
-    ) -> None:
-        """Raise `ValueError` where these concrete factors cannot be followed."""
+    ) -> "AbstractDynamics":
+        """The dynamics that will follow these concrete factors: itself, or a choice it makes.
+
+        **Raises:** `ValueError` where they cannot be followed.
+        """
 
     @abc.abstractmethod
     def keeps_time(self, factors: Factors) -> bool:
@@ -82,10 +103,14 @@ class AbstractDynamics(eqx.Module):
         """Norm of what moves the state: the gradient with respect to the factors, or the field."""
 
     @abc.abstractmethod
-    def product(self, factorization: AbstractFactorization, state: Any) -> AbstractProduct: ...
+    def product(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: Any
+    ) -> AbstractProduct: ...
 
     @abc.abstractmethod
-    def factors(self, factorization: AbstractFactorization, state: Any) -> Factors: ...
+    def factors(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: Any
+    ) -> Factors: ...
 
     @abc.abstractmethod
     def locate(

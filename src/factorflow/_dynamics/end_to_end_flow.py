@@ -7,9 +7,10 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from factorflow._dynamics.abstract_flow import AbstractFlow
+from factorflow._dynamics.base import AbstractDynamics
+from factorflow._dynamics.choice import allowed_gap, balancedness_gap, charted_flow
 from factorflow._dynamics.flow import FlowState
 from factorflow._dynamics.integrators import check_tolerances, choose_integrator
 from factorflow._dynamics.solver import RKC2
@@ -19,9 +20,6 @@ from factorflow._product import AbstractProduct, Dense
 from factorflow._types import Factors, Matrix
 
 __all__ = ["EndToEndFlow", "end_to_end_field"]
-
-# Factors count as balanced up to this multiple of the rounding of their squares.
-_BALANCE_ULPS = 1e4
 
 
 def end_to_end_field(product: Matrix, gradient: Matrix, depth: int) -> Matrix:
@@ -86,22 +84,20 @@ class EndToEndFlow(AbstractFlow):
                 "'Tsit5' or 'Dopri8'."
             )
 
-    def check(
+    def resolve(
         self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
-    ) -> None:
+    ) -> AbstractDynamics:
         if not isinstance(factorization, DeepMatrix):
             raise ValueError(
                 f"EndToEndFlow follows a DeepMatrix, got {type(factorization).__name__}; use "
                 "GradientFlow."
             )
-        gaps = [float(np.linalg.norm(gap, 2)) for gap in factorization.conserved(factors)]
-        scale = max(float(np.linalg.norm(factor, 2)) ** 2 for factor in factors)
-        allowed = _BALANCE_ULPS * float(jnp.finfo(factors[0].dtype).eps) * scale
-        if gaps and max(gaps) > allowed:
+        gap, allowed = balancedness_gap(factorization, factors), allowed_gap(factors)
+        if gap > allowed:
             raise ValueError(
                 f"EndToEndFlow needs balanced factors; these have a balancedness gap of "
-                f"{max(gaps):.3g} (allowed: {allowed:.3g}). Start from Balanced or "
-                "balanced_factors, or follow the factors with GradientFlow."
+                f"{gap:.3g} (allowed: {allowed:.3g}). Start from Balanced or balanced_factors, or "
+                "follow the factors with GradientFlow."
             )
         narrowest = min(factorization.widths)
         if narrowest < min(factorization.shape):
@@ -109,6 +105,12 @@ class EndToEndFlow(AbstractFlow):
                 f"EndToEndFlow needs hidden widths of {min(factorization.shape)} or more, got "
                 f"{factorization.hidden_widths}; use GradientFlow."
             )
+        if self.integrator is None:
+            flow = charted_flow(problem, factorization, factors, name=None, tolerance=self.rtol)
+            # Factors may be small enough for the factor-space charts, but this is the product's.
+            if flow is not None and flow.integrator_name != "radau":
+                return flow
+        return self.with_default_tolerances(factors)
 
     def start(self, factorization: AbstractFactorization, factors: Factors) -> Matrix:
         return factorization.compose(factors)
@@ -124,7 +126,9 @@ class EndToEndFlow(AbstractFlow):
         del factorization
         return Dense(y)
 
-    def factors(self, factorization: AbstractFactorization, state: FlowState) -> Factors:
+    def factors(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> Factors:
         assert isinstance(factorization, DeepMatrix)  # check saw to it
         return balanced_factors(factorization, state.y)
 

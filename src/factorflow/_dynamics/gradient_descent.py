@@ -92,14 +92,33 @@ class GradientDescent(AbstractDynamics):
         if isinstance(noise, int | float) and not (math.isfinite(noise) and noise >= 0):
             raise ValueError(f"label_noise must be finite and not negative, got {noise}.")
 
-    def check(
+    @property
+    def integrator_name(self) -> str:
+        return "descent"
+
+    def resolve(
         self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
-    ) -> None:
+    ) -> "GradientDescent":
         count = getattr(problem, "values", jnp.zeros(0)).shape[-1]
         if self.batch_size is not None and self.batch_size > count:
             raise ValueError(
                 f"batch_size={self.batch_size} exceeds the {count} observations of the problem."
             )
+        return self
+
+    def refined(self) -> "GradientDescent | None":
+        stochastic = self.batch_size is not None or self.label_noise is not None
+        rate: Any = self.optimizer
+        # Only these follow the path of the gradient; others have paths of their own.
+        if stochastic or isinstance(rate, optax.GradientTransformation):
+            return None
+        if isinstance(rate, Optimizer):
+            if rate.name != "group_rmsprop":
+                return None
+            numbers = rate.parameters
+            halved = {**numbers, "learning_rate": numbers["learning_rate"] / 2}
+            return eqx.tree_at(lambda descent: descent.optimizer.parameters, self, halved)
+        return eqx.tree_at(lambda descent: descent.optimizer, self, rate / 2)
 
     def keeps_time(self, factors: Factors) -> bool:
         if self._plain:
@@ -175,11 +194,13 @@ class GradientDescent(AbstractDynamics):
         return tree_norm(state.gradient)
 
     def product(
-        self, factorization: AbstractFactorization, state: _DescentState
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: _DescentState
     ) -> AbstractProduct:
         return Factored(factorization, state.factors)
 
-    def factors(self, factorization: AbstractFactorization, state: _DescentState) -> Factors:
+    def factors(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: _DescentState
+    ) -> Factors:
         return state.factors
 
     def locate(

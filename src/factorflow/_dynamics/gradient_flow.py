@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from factorflow._dynamics.abstract_flow import AbstractFlow
+from factorflow._dynamics.base import AbstractDynamics
+from factorflow._dynamics.choice import CHARTED, charted_flow
 from factorflow._dynamics.flow import FlowState
 from factorflow._dynamics.integrators import check_tolerances, choose_integrator
 from factorflow._factorization import AbstractFactorization
@@ -56,12 +58,18 @@ class GradientFlow(AbstractFlow):
 
     def __check_init__(self):
         check_tolerances(self.rtol, self.atol)
-        choose_integrator(self.integrator)  # refuses unknown names at once
+        if not (isinstance(self.integrator, str) and self.integrator in CHARTED):
+            choose_integrator(self.integrator)  # refuses unknown names at once
 
-    def check(
+    def resolve(
         self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
-    ) -> None:
-        del problem, factorization, factors
+    ) -> AbstractDynamics:
+        name = self.integrator
+        if name is None or (isinstance(name, str) and name in CHARTED):
+            flow = charted_flow(problem, factorization, factors, name=name, tolerance=self.rtol)
+            if flow is not None:
+                return flow
+        return self.with_default_tolerances(factors)
 
     def start(self, factorization: AbstractFactorization, factors: Factors) -> Factors:
         del factorization
@@ -76,7 +84,9 @@ class GradientFlow(AbstractFlow):
     def position_product(self, factorization: AbstractFactorization, y: Factors) -> AbstractProduct:
         return Factored(factorization, y)
 
-    def factors(self, factorization: AbstractFactorization, state: FlowState) -> Factors:
+    def factors(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, state: FlowState
+    ) -> Factors:
         return state.y
 
     def solver(self) -> diffrax.AbstractSolver:

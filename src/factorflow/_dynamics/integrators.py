@@ -11,6 +11,7 @@ __all__ = [
     "INTEGRATORS",
     "check_tolerances",
     "choose_integrator",
+    "default_tolerances",
     "is_solver",
     "with_tolerances",
 ]
@@ -56,11 +57,16 @@ def choose_integrator(integrator) -> diffrax.AbstractSolver:
     )
 
 
+def default_tolerances(dtype) -> tuple[float, float]:
+    """Relative and absolute tolerance per step in a dtype."""
+    return _TOLERANCES.get(jnp.dtype(dtype).name, _TOLERANCES["float32"])
+
+
 def with_tolerances(
     solver: diffrax.AbstractSolver, rtol, atol, dtype
 ) -> tuple[diffrax.AbstractSolver, diffrax.AbstractStepSizeController]:
     """Solver and step-size controller at the given tolerances, or at the dtype's defaults."""
-    defaults = _TOLERANCES.get(jnp.dtype(dtype).name, _TOLERANCES["float32"])
+    defaults = default_tolerances(dtype)
     rtol = jnp.asarray(defaults[0] if rtol is None else rtol, dtype)
     atol = jnp.asarray(defaults[1] if atol is None else atol, dtype)
     controller = diffrax.PIDController(rtol=rtol, atol=atol)

@@ -3,3 +3,6 @@
 from factorflow._factorization.base import AbstractFactorization as AbstractFactorization
 from factorflow._factorization.deep_matrix import DeepMatrix as DeepMatrix
 from factorflow._factorization.deep_matrix import balanced_factors as balanced_factors
+from factorflow._factorization.deep_matrix import (
+    balanced_from_spectrum as balanced_from_spectrum,
+)

@@ -12,7 +12,7 @@ import numpy as np
 from factorflow._factorization.base import AbstractFactorization
 from factorflow._types import Factors, FloatArray, Matrix
 
-__all__ = ["DeepMatrix", "balanced_factors", "imbalance"]
+__all__ = ["DeepMatrix", "balanced_factors", "balanced_from_spectrum", "imbalance"]
 
 # Up to this many multiplications a matrix product is written as a broadcast sum: XLA then fuses it
 # with what surrounds it instead of calling a matrix kernel per product and lane. On CPU a descent
@@ -170,14 +170,27 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
         _refuse_narrow(factorization, values, narrowest)
         # What the narrowest factor cuts off, all must: the L-th root of rounding is not small.
         values = values.at[narrowest:].set(0)
-    return (product,) if factorization.depth == 1 else _spread(factorization, left, values, right)
+    # A singular value within the rounding of the largest is zero: its sign would be arbitrary.
+    noise = max(product.shape) * jnp.finfo(values.dtype).eps * values[0]
+    values = jnp.where(values <= noise, 0, values)
+    if factorization.depth == 1:
+        return (product,)
+    return _spread(factorization, left, values ** (1 / factorization.depth), right)
+
+
+def balanced_from_spectrum(
+    factorization: DeepMatrix, left: FloatArray, log_values: FloatArray, right: FloatArray
+) -> tuple[FloatArray, ...]:
+    """Balanced factors of `left @ diag(exp(log_values)) @ right`."""
+    if factorization.depth == 1:
+        return ((left * jnp.exp(log_values)) @ right,)
+    return _spread(factorization, left, jnp.exp(log_values / factorization.depth), right)
 
 
 @eqx.filter_jit
 def _spread(
-    factorization: DeepMatrix, left: FloatArray, values: FloatArray, right: FloatArray
+    factorization: DeepMatrix, left: FloatArray, root: FloatArray, right: FloatArray
 ) -> tuple[FloatArray, ...]:
-    root = values ** (1 / factorization.depth)
     last = len(factorization.widths) - 2
     factors = []
     for layer, shape in enumerate(factorization.shapes()):
@@ -187,7 +200,7 @@ def _spread(
         elif layer == last:
             block = left * root
         rows, columns = min(block.shape[0], shape.shape[0]), min(block.shape[1], shape.shape[1])
-        empty = jnp.zeros(shape.shape, values.dtype)
+        empty = jnp.zeros(shape.shape, root.dtype)
         factors.append(empty.at[:rows, :columns].set(block[:rows, :columns]))
     return tuple(factors)
 

@@ -2,6 +2,7 @@
 
 from factorflow._problem.base import AbstractProblem as AbstractProblem
 from factorflow._problem.catalogue import random_low_rank_problem as random_low_rank_problem
+from factorflow._problem.catalogue import razin_cohen_parameters as razin_cohen_parameters
 from factorflow._problem.catalogue import razin_cohen_problem as razin_cohen_problem
 from factorflow._problem.completion import Completion as Completion
 from factorflow._problem.sensing import Sensing as Sensing

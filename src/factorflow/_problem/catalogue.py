@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from factorflow._problem.base import AbstractProblem
 from factorflow._problem.completion import Completion
 from factorflow._types import RandomKey
 
-__all__ = ["random_low_rank_problem", "razin_cohen_problem"]
+__all__ = ["random_low_rank_problem", "razin_cohen_parameters", "razin_cohen_problem"]
 
 
 def razin_cohen_problem(
@@ -57,6 +58,22 @@ def razin_cohen_problem(
     observed[:2, :2] = [[0.0, z], [z_prime, eps]]
     indices = [(i, j) for i in range(dim) for j in range(dim) if (i, j) != (0, 0)]
     return Completion((dim, dim), indices, [observed[index] for index in indices])
+
+
+def razin_cohen_parameters(problem: AbstractProblem) -> tuple[int, float, float, float] | None:
+    """`dim`, `z`, `z_prime` and `eps` of a `razin_cohen_problem`; `None` for any other problem."""
+    if not isinstance(problem, Completion) or problem.masked is None or len(problem.shape) != 2:
+        return None
+    squares = problem.penalty == "squared" and problem.normalization == "half_sum"
+    dim = problem.shape[0]
+    if not squares or problem.shape != (dim, dim) or dim < 2:
+        return None
+    weights, values = (np.asarray(array) for array in problem.masked)
+    expected, observed = np.eye(dim), np.ones((dim, dim))
+    expected[:2, :2], observed[0, 0] = values[:2, :2], 0
+    if not np.array_equal(weights, observed) or not np.array_equal(values, expected):
+        return None
+    return dim, float(values[0, 1]), float(values[1, 0]), float(values[1, 1])
 
 
 def random_low_rank_problem(

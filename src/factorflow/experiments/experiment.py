@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from factorflow._certify import CERTIFY
 from factorflow._dynamics import AbstractDynamics
 from factorflow._factorization import AbstractFactorization
 from factorflow._initializer import AbstractInitializer
@@ -27,7 +28,7 @@ __all__ = ["NUMERICS_REVISION", "Experiment", "sweep"]
 
 # Part of every key. Raise it when a change of the numerics changes results, so that a store does
 # not serve the old ones.
-NUMERICS_REVISION = 1
+NUMERICS_REVISION = 2
 
 
 class Experiment(eqx.Module):
@@ -42,6 +43,7 @@ class Experiment(eqx.Module):
     - `seed`: an integer. Task, initialization and dynamics each fold their own name into it: a
         change of depth does not change the data.
     - `dtype`: `"float64"` or `"float32"`.
+    - `certify`: `"cheap"` or `"full"`, as for `simulate`.
 
     !!! example
 
@@ -70,6 +72,7 @@ class Experiment(eqx.Module):
     measures: tuple[str, ...] = eqx.field(static=True)
     seed: int = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
+    certify: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Experiment(eqx.Module):
         measures=("loss",),
         seed: int = 0,
         dtype: str = "float64",
+        certify: str = "cheap",
     ):
         for name, value, kind in (
             ("task", task, AbstractTask),
@@ -101,6 +105,7 @@ class Experiment(eqx.Module):
             as_measures([measure])
         self.seed = int(seed)
         self.dtype = named("dtype", dtype, ("float64", "float32"))
+        self.certify = named("certify", certify, CERTIFY)
         encode_experiment(self)  # refuses what cannot be stored
 
     def to_json(self) -> str:

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import tqdm
 
-from factorflow._simulate import follow
-from factorflow._spec import RunSpec
+from factorflow._certify import follow_certified
+from factorflow._spec import RunSpec, structure
 from factorflow._trajectory import Trajectory
-from factorflow.experiments.batch import structure
 from factorflow.experiments.experiment import Experiment
 from factorflow.experiments.store import Store
 
@@ -28,6 +27,7 @@ class _Chunk(NamedTuple):
     experiments: list[Experiment]
     specs: list[RunSpec]
     width: int
+    certify: str
 
 
 def run(
@@ -85,8 +85,8 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
             spec = experiment.build()
         except ValueError as error:
             raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
-        name = structure(spec)
-        group = groups.setdefault(name, _Chunk(name, [], [], 0))
+        name = f"{experiment.certify}|{structure(spec)}"
+        group = groups.setdefault(name, _Chunk(name, [], [], 0, experiment.certify))
         group.experiments.append(experiment)
         group.specs.append(spec)
     chunks = []
@@ -95,7 +95,9 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
         width = _width(len(group.specs), size)
         for start in range(0, len(group.specs), width):
             part = slice(start, start + width)
-            chunks.append(_Chunk(name, group.experiments[part], group.specs[part], width))
+            chunks.append(
+                _Chunk(name, group.experiments[part], group.specs[part], width, group.certify)
+            )
     return chunks
 
 
@@ -119,7 +121,7 @@ def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm")
     running: dict[Future, _Chunk] = {}
     for group in waiting.values():
         first = group.pop(0)
-        running[pool.submit(_timed, first.specs, first.width)] = first
+        running[pool.submit(_timed, first)] = first
     while running:
         # A short wait keeps the main thread answering to Ctrl-C while compiled code runs.
         done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -130,12 +132,12 @@ def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm")
             bar.update(len(chunk.experiments))
             _return_memory()
             for later in waiting.pop(chunk.group, []):
-                running[pool.submit(_timed, later.specs, later.width)] = later
+                running[pool.submit(_timed, later)] = later
 
 
-def _timed(specs: list[RunSpec], width: int) -> tuple[Trajectory, float]:
+def _timed(chunk: _Chunk) -> tuple[Trajectory, float]:
     start = time.perf_counter()
-    trajectories = follow(specs, width)
+    trajectories = follow_certified(chunk.specs, chunk.width, chunk.certify)
     return trajectories, time.perf_counter() - start
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from factorflow._certificate import VERDICTS
 from factorflow._results import result_name
 from factorflow._trajectory import Trajectory, write_table
 from factorflow.experiments.experiment import Experiment
@@ -95,7 +94,9 @@ class Store:
                 "file": name,
                 "run": position,
                 "result": result_name(lane.result),
-                "verdict": VERDICTS[int(lane.certificate.code)],
+                "verdict": lane.certificate.verdict,
+                "explanation": lane.certificate.explanation,
+                "integrator": lane.integrator,
                 "final_loss": float(lane.stats["loss"]),
                 "final_time": float(lane.stats["time"]),
                 "steps": int(lane.stats["num_steps"]),

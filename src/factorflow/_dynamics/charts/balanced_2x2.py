@@ -1,0 +1,378 @@
+r"""Charts for the flow of balanced 2x2 factors, in which the determinant cannot change sign.
+
+Reflecting the second column where $\det W < 0$ leaves a product $\tilde W$ with positive
+determinant, followed in one of three charts:
+
+- *conformal*, see `conformal`: regular where the singular values meet;
+- *spectral*, $(\ln \sigma_1, \ln \sigma_2, \alpha, \beta)$ with
+  $\tilde W = \pm R(\alpha) \operatorname{diag}(\sigma_1, \sigma_2) R(\beta)^\top$;
+- *residual*, $(\ln \sigma_1, \ln \sigma_2, \tilde w_{12} - z, \tilde w_{21} - z')$, for
+  completion of all entries but (1, 1): near the solutions these residuals are as small as the
+  loss, and differences of entries of size one would lose them.
+"""
+
+import operator
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from factorflow._dynamics.charts.base import AbstractChart, AbstractCharts, Position
+from factorflow._dynamics.charts.conformal import (
+    Four,
+    conformal_field,
+    from_conformal,
+    to_conformal,
+)
+from factorflow._factorization import (
+    AbstractFactorization,
+    DeepMatrix,
+    balanced_from_spectrum,
+)
+from factorflow._problem import AbstractProblem, Completion, razin_cohen_parameters
+from factorflow._product import Dense, Spectral, log_determinant
+from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, IntScalar, Vector
+
+__all__ = ["Balanced2x2", "is_corner"]
+
+_CONFORMAL, _SPECTRAL, _RESIDUAL = 0, 1, 2
+
+# f / e = 1/4 where sigma_1 / sigma_2 = 5/3: the conformal chart is left; entered again at 1/6.
+_APART, _TOGETHER = 1 / 4, 1 / 6
+# |w11 / w22| at which the residual chart is entered and left; it is singular at 1.
+_STEEP, _FLAT = 2.0, 1.2
+_SMALL_LOSS = 1e-2
+# |w22 - eps| over eps: once the two agree, their difference has lost what the residuals would keep.
+_DIFFERENT, _EQUAL = 1e-1, 1e-3
+# A loss this near to its infimum, relatively, has come to rest.
+_AT_REST = 1e-6
+# The logarithm that stands for a singular value of exactly zero; its exponential is zero.
+_LOG_ZERO = -1e5
+
+
+class _Frame(eqx.Module):
+    sign: FloatScalar  # of det W: -1, 0 or 1
+    flip: FloatScalar  # overall sign of the product, so that angles near pi become small ones
+
+    @property
+    def column(self) -> FloatScalar:
+        """What the second column is multiplied by to make the determinant positive."""
+        one = jnp.ones_like(self.sign)
+        return jnp.where(self.sign < 0, -one, one)
+
+
+class _Geometry(eqx.Module):
+    """A point of the spectral or residual chart; matrices are four entries, row by row.
+
+    Scalars and not arrays: XLA fuses them into one loop, where small arrays are kernels each.
+    """
+
+    left: Four
+    right: Four
+    entries: Four
+    gradient: Four
+    rotated: Four  # left.T @ gradient @ right
+
+
+class _Conformal(AbstractChart):
+    corner: bool = eqx.field(static=True)
+
+    def entries(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> Four:
+        """Entries of the reflected product, row by row."""
+        del problem, frame
+        return from_conformal(_four(y))
+
+    def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        at = _four(y)
+        gradient = _gradient(problem, self.corner, frame, from_conformal(at))
+        return jnp.stack(conformal_field(at, gradient, fz.depth))
+
+    def loss(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> FloatScalar:
+        return _loss(problem, self.corner, frame, from_conformal(_four(y)))
+
+    def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
+        at = _four(y)
+        gradient = _gradient(problem, self.corner, frame, from_conformal(at))
+        moved = from_conformal(conformal_field(at, gradient, fz.depth))
+        return -sum(map(operator.mul, gradient, moved), jnp.zeros_like(at[0]))
+
+    def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        return jnp.broadcast_to(jnp.hypot(y[0], y[1]) + jnp.hypot(y[2], y[3]), (4,))
+
+    def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
+        inner, outer = jnp.hypot(y[0], y[1]), jnp.hypot(y[2], y[3])
+        logs = jnp.log(inner + outer), jnp.log(jnp.maximum(inner - outer, 0))
+        return _product(from_conformal(_four(y)), logs, frame)
+
+    def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
+        product = self.product(problem, fz, y, frame)
+        left, _, right = jnp.linalg.svd(product.dense())
+        return balanced_from_spectrum(fz, left, product.log_values, right)
+
+
+class _Spectral(AbstractChart):
+    corner: bool = eqx.field(static=True)
+
+    def entries(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> Four:
+        """Entries of the reflected product, row by row."""
+        return self.geometry(problem, y, frame).entries
+
+    def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
+        """Singular vectors, entries and gradient."""
+        return _geometry(problem, self.corner, y, y[2], y[3], frame)
+
+    def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        g = self.geometry(problem, y, frame).rotated
+        first, second = jnp.exp(y[0]), jnp.exp(y[1])
+        gap = jnp.exp(2 * y[0] / fz.depth) - jnp.exp(2 * y[1] / fz.depth)
+        a, b = first * g[2] + second * g[1], first * g[1] + second * g[2]
+        return jnp.stack([*_growth(y, g, fz.depth), -a / gap, -b / gap])
+
+    def loss(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> FloatScalar:
+        at = self.geometry(problem, y, frame)
+        if not self.corner:
+            return _loss(problem, self.corner, frame, at.entries)
+        return _half_squares(at.gradient)
+
+    def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
+        g = self.geometry(problem, y, frame).rotated
+        first, off, second = _weights(y, fz.depth)
+        return first * g[0] ** 2 + off * (g[1] ** 2 + g[2] ** 2) + second * g[3] ** 2
+
+    def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        one = jnp.ones_like(y[0])
+        return jnp.stack([one, 1 + jnp.abs(y[1]), one, one])
+
+    def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
+        return _product(self.geometry(problem, y, frame).entries, (y[0], y[1]), frame)
+
+    def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
+        at = self.geometry(problem, y, frame)
+        logs = self.product(problem, fz, y, frame).log_values
+        column = jnp.stack([jnp.ones_like(frame.column), frame.column])
+        return balanced_from_spectrum(fz, _matrix(at.left), logs, _matrix(at.right).T * column)
+
+
+class _Residual(_Spectral):
+    def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
+        z, z_prime, _ = _observed(problem, frame)
+        first, second = jnp.exp(y[0]), jnp.exp(y[1])
+        upper, lower = z + y[2], z_prime + y[3]
+        # w12 + w21 = (s1 - s2) sin(a + b) and w21 - w12 = (s1 + s2) sin(a - b).
+        total = jnp.arcsin(frame.flip * (upper + lower) / (first - second))
+        difference = jnp.arcsin(frame.flip * (lower - upper) / (first + second))
+        a, b = (total + difference) / 2, (total - difference) / 2
+        return _geometry(problem, self.corner, y, a, b, frame, residuals=(y[2], y[3]))
+
+    def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        at = self.geometry(problem, y, frame)
+        g = at.rotated
+        first, off, second = _weights(y, fz.depth)
+        weighted = first * g[0], off * g[1], off * g[2], second * g[3]
+        a, b, c, d = at.right
+        moved = _multiply(_multiply(at.left, weighted), (a, c, b, d))
+        return jnp.stack([*_growth(y, g, fz.depth), -moved[1], -moved[2]])
+
+    def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        one = jnp.ones_like(y[0])
+        _, upper, lower, last = map(jnp.abs, self.geometry(problem, y, frame).gradient)
+        # Near the solutions the residuals follow that of w22 over the large entry.
+        natural = 0.1 * (upper + lower + last) * jnp.exp(-y[0])
+        return jnp.stack([one, 1 + jnp.abs(y[1]), upper + natural, lower + natural])
+
+
+class Balanced2x2(AbstractCharts):
+    """The charts; `corner` says that the problem is completion of all entries but (1, 1)."""
+
+    corner: bool = eqx.field(static=True)
+    charts: tuple[Any, ...]
+
+    balanced: ClassVar[bool] = True
+    name: ClassVar[str] = "spectral"
+
+    def __init__(self, problem: AbstractProblem):
+        self.corner = is_corner(problem)
+        charts = (_Conformal(self.corner), _Spectral(self.corner))
+        self.charts = (*charts, _Residual(True)) if self.corner else charts
+
+    def start(self, fz: AbstractFactorization, factors: Factors) -> Position:
+        assert isinstance(fz, DeepMatrix)
+        sign, log_det = log_determinant(fz.matrix_chain(factors))
+        frame = _Frame(sign, jnp.ones_like(sign))
+        entries = fz.compose(factors)
+        a, b, c, d = _four(entries.reshape(4))
+        conformal = to_conformal((a, b * frame.column, c, d * frame.column))
+        near = jnp.hypot(*conformal[2:]) <= _APART * jnp.hypot(*conformal[:2])
+        spectral = _from_singular(conformal, jnp.maximum(log_det, _LOG_ZERO))
+        kind = jnp.where(near, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
+        return Position(jnp.where(near, jnp.stack(conformal), spectral), kind, frame)
+
+    def recharted(
+        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
+    ) -> tuple[Position, BoolScalar]:
+        kind, frame = position.kind, position.frame
+
+        def move(chart, y) -> tuple[Vector, IntScalar, FloatScalar]:
+            if isinstance(chart, _Conformal):
+                return self._leave_conformal(y, frame)
+            if isinstance(chart, _Residual):
+                return self._leave_residual(chart.geometry(problem, y, frame), problem, y, frame)
+            return self._leave_spectral(chart.geometry(problem, y, frame), problem, y, frame)
+
+        there, to, flip = self.on(kind, move, position.y)
+        return Position(there, to, _Frame(frame.sign, flip)), to != kind
+
+    def obstructed(
+        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
+    ) -> BoolScalar:
+        frame = position.frame
+        if not self.corner:
+            return jnp.asarray(False)
+        z, z_prime, eps = _observed(problem, frame)
+
+        def rests(chart, y) -> BoolScalar:
+            _, b, c, d = chart.entries(problem, y, frame)
+            # With a positive determinant w11 w22 > w12 w21 > 0, so that w22 cannot vanish.
+            wrong = (z * z_prime > 0) & (b * c > 0) & (d * eps < 0)
+            least = eps**2 / 2
+            return wrong & (chart.loss(problem, fz, y, frame) < least * (1 + _AT_REST))
+
+        return self.on(position.kind, rests, position.y)
+
+    def _leave_conformal(self, y: Vector, frame: _Frame):
+        inner, outer = jnp.hypot(y[0], y[1]), jnp.hypot(y[2], y[3])
+        log_det = jnp.log(inner - outer) + jnp.log(inner + outer)
+        apart = outer > _APART * inner
+        there = jnp.where(apart, _from_singular(_four(y), log_det), y)
+        kind = jnp.where(apart, _SPECTRAL, _CONFORMAL).astype(jnp.int32)
+        return there, kind, jnp.ones_like(frame.flip)
+
+    def _leave_spectral(self, at: _Geometry, problem: AbstractProblem, y: Vector, frame: _Frame):
+        conformal = to_conformal(at.entries)
+        together = jnp.hypot(*conformal[2:]) < _TOGETHER * jnp.hypot(*conformal[:2])
+        kind = jnp.where(together, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
+        there = jnp.where(together, jnp.stack(conformal), y)
+        if not self.corner:
+            return there, kind, frame.flip
+        z, z_prime, eps = _observed(problem, frame)
+        small = _half_squares(at.gradient) < _SMALL_LOSS
+        steep = jnp.abs(at.entries[0]) > _STEEP * jnp.abs(at.entries[3])
+        different = jnp.abs(at.gradient[3]) > _DIFFERENT * jnp.abs(eps)
+        enter = small & steep & different & (z * z_prime > 0)
+        residual = jnp.stack([y[0], y[1], at.gradient[1], at.gradient[2]])
+        flip = jnp.where(at.entries[0] < 0, -jnp.ones_like(frame.flip), 1)
+        return (
+            jnp.where(enter, residual, there),
+            jnp.where(enter, _RESIDUAL, kind).astype(jnp.int32),
+            jnp.where(enter, flip, frame.flip),
+        )
+
+    def _leave_residual(self, at: _Geometry, problem: AbstractProblem, y: Vector, frame: _Frame):
+        _, _, eps = _observed(problem, frame)
+        flat = jnp.abs(at.entries[0]) < _FLAT * jnp.abs(at.entries[3])
+        leave = flat | (jnp.abs(at.gradient[3]) < _EQUAL * jnp.abs(eps))
+        # The product's overall sign stays in the flip.
+        a = jnp.arctan2(frame.flip * at.left[2], frame.flip * at.left[0])
+        b = jnp.arctan2(at.right[2], at.right[0])
+        there = jnp.where(leave, jnp.stack([y[0], y[1], a, b]), y)
+        return there, jnp.where(leave, _SPECTRAL, _RESIDUAL).astype(jnp.int32), frame.flip
+
+
+def is_corner(problem: AbstractProblem) -> bool:
+    """Whether this is the completion, by half the sum of squares, of all 2x2 entries but (1, 1)."""
+    return problem.shape == (2, 2) and razin_cohen_parameters(problem) is not None
+
+
+def _four(y: Vector) -> Four:
+    return y[0], y[1], y[2], y[3]
+
+
+def _matrix(entries: Four) -> FloatArray:
+    return jnp.stack(entries).reshape(2, 2)
+
+
+def _observed(problem: AbstractProblem, frame: _Frame):
+    """The observed z, z' and eps of the reflected problem."""
+    assert isinstance(problem, Completion) and problem.masked is not None
+    values = problem.masked[1]
+    return values[0, 1] * frame.column, values[1, 0], values[1, 1] * frame.column
+
+
+def _half_squares(residuals: Four) -> FloatScalar:
+    return (residuals[0] ** 2 + residuals[1] ** 2 + residuals[2] ** 2 + residuals[3] ** 2) / 2
+
+
+def _reflected(entries: Four, frame: _Frame) -> FloatArray:
+    a, b, c, d = entries
+    return _matrix((a, b * frame.column, c, d * frame.column))
+
+
+def _loss(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> FloatScalar:
+    if corner:
+        return _half_squares(_gradient(problem, corner, frame, entries))
+    return problem.loss(Dense(_reflected(entries, frame)))
+
+
+def _gradient(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> Four:
+    """The gradient of the loss with respect to the reflected product."""
+    if corner:
+        z, z_prime, eps = _observed(problem, frame)
+        return jnp.zeros_like(z), entries[1] - z, entries[2] - z_prime, entries[3] - eps
+    return jax.grad(lambda w: _loss(problem, corner, frame, w))(entries)
+
+
+def _geometry(problem, corner, y, a, b, frame: _Frame, residuals=None) -> _Geometry:
+    first, second = jnp.exp(y[0]), jnp.exp(y[1])
+    cosine_a, sine_a = frame.flip * jnp.cos(a), frame.flip * jnp.sin(a)
+    cosine_b, sine_b = jnp.cos(b), jnp.sin(b)
+    entries = (
+        first * cosine_a * cosine_b + second * sine_a * sine_b,
+        first * cosine_a * sine_b - second * sine_a * cosine_b,
+        first * sine_a * cosine_b - second * cosine_a * sine_b,
+        first * sine_a * sine_b + second * cosine_a * cosine_b,
+    )
+    gradient = _gradient(problem, corner, frame, entries)
+    if residuals is not None:
+        # The coordinates themselves: not differences of entries of size one.
+        gradient = gradient[0], *residuals, gradient[3]
+    left = cosine_a, -sine_a, sine_a, cosine_a
+    right = cosine_b, -sine_b, sine_b, cosine_b
+    transposed = cosine_a, sine_a, -sine_a, cosine_a
+    rotated = _multiply(_multiply(transposed, gradient), right)
+    return _Geometry(left, right, entries, gradient, rotated)
+
+
+def _growth(y: Vector, rotated: Four, depth: int) -> tuple[FloatScalar, FloatScalar]:
+    """Velocities of the logarithms of the singular values."""
+    power = 1 - 2 / depth
+    return (
+        -depth * jnp.exp(power * y[0]) * rotated[0],
+        -depth * jnp.exp(power * y[1]) * rotated[3],
+    )
+
+
+def _weights(y: Vector, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScalar]:
+    r"""$\sum_j \sigma_a^{2(L-j)/L} \sigma_b^{2(j-1)/L}$ for $(a, b) = (1, 1), (1, 2), (2, 2)$."""
+    p, q = jnp.exp(2 * y[0] / depth), jnp.exp(2 * y[1] / depth)
+    # The sum itself: its closed form divides by a difference.
+    off = sum((p ** (depth - 1 - j) * q**j for j in range(depth)), jnp.zeros_like(p))
+    return depth * p ** (depth - 1), off, depth * q ** (depth - 1)
+
+
+def _product(entries: Four, logs: tuple[FloatScalar, FloatScalar], frame: _Frame) -> Spectral:
+    # Equal singular values round either way; the order is a promise.
+    second = jnp.where(frame.sign == 0, -jnp.inf, jnp.minimum(logs[1], logs[0]))
+    return Spectral(_reflected(entries, frame), jnp.stack([logs[0], second]), frame.sign)
+
+
+def _from_singular(conformal: Four, log_det: FloatScalar) -> Vector:
+    e, h, f, k = conformal
+    first = jnp.log(jnp.hypot(e, h) + jnp.hypot(f, k))
+    difference, total = jnp.arctan2(h, e), jnp.arctan2(k, f)
+    return jnp.stack([first, log_det - first, (total + difference) / 2, (total - difference) / 2])
+
+
+def _multiply(left: Four, right: Four) -> Four:
+    (a, b, c, d), (p, q, r, s) = left, right
+    return a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s

@@ -1,0 +1,88 @@
+r"""The end-to-end flow of 2x2 products where their singular values meet.
+
+In the coordinates $(E, H, F, K)$ of
+$W = \begin{pmatrix} E + F & K - H \\ K + H & E - F \end{pmatrix}$ the singular values are
+$e \pm f$ with $e = \sqrt{E^2 + H^2}$ and $f = \sqrt{F^2 + K^2}$. The flow depends on $f$ through
+even functions only, and so is smooth at $f = 0$, where singular vectors are not defined.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._types import FloatScalar
+
+__all__ = ["Four", "conformal_field", "from_conformal", "to_conformal"]
+
+# The series in (f / e)^2: 1/16 where the chart is left, and little more within that step.
+_LARGEST = 0.12
+_TERMS = 17
+
+
+Four = tuple[FloatScalar, FloatScalar, FloatScalar, FloatScalar]
+
+
+def to_conformal(entries: Four) -> Four:
+    """$(E, H, F, K)$ of the entries of a matrix, row by row."""
+    a, b, c, d = entries
+    return (a + d) / 2, (c - b) / 2, (a - d) / 2, (b + c) / 2
+
+
+def from_conformal(y: Four) -> Four:
+    """The entries of the matrix of $(E, H, F, K)$, row by row."""
+    e, h, f, k = y
+    return e + f, k - h, k + h, e - f
+
+
+def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
+    """The end-to-end flow of a product with positive determinant, as a velocity of `y`."""
+    slopes = to_conformal(gradient)
+    along_inner = slopes[0] * y[0] + slopes[1] * y[1]
+    along_outer = slopes[2] * y[2] + slopes[3] * y[3]
+    size = y[0] ** 2 + y[1] ** 2
+    size = jnp.where(size > 0, size, 1)
+    u = jnp.minimum((y[2] ** 2 + y[3] ** 2) / size, _LARGEST)
+    odd, denominator, remainder = _series(u, depth)
+    off, excess = 2 / denominator, remainder / denominator
+    to_inner = (u * excess * along_inner + odd * along_outer) / size
+    to_outer = (excess * along_outer + odd * along_inner) / size
+    power = -(jnp.sqrt(size) ** (2 - 2 / depth))
+    return (
+        power * (off * slopes[0] + to_inner * y[0]),
+        power * (off * slopes[1] + to_inner * y[1]),
+        power * (off * slopes[2] + to_outer * y[2]),
+        power * (off * slopes[3] + to_outer * y[3]),
+    )
+
+
+def _series(u: FloatScalar, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScalar]:
+    """The three series at once, by Horner's rule."""
+    values = jnp.zeros(3, u.dtype)
+    for coefficients in _coefficients(depth)[::-1]:
+        values = values * u + coefficients
+    return values[0], values[1], values[2]
+
+
+@functools.cache
+def _coefficients(depth: int) -> Any:
+    r"""Three even functions as series in $u = (f / e)^2$, for $e = 1$: a row per order.
+
+    The weights of the end-to-end flow are $L \sigma_a^q$ on the diagonal, $q = 2 - 2/L$, with mean
+    $m$ and half difference $f d$, and $\omega = (\sigma_1^2 - \sigma_2^2) /
+    (\sigma_1^{2/L} - \sigma_2^{2/L})$ off it. Here are $d$, the denominator $c$ of
+    $\omega = 2 / c$, and $c (m - \omega) / u$.
+    """
+    q, r = 2 - 2 / depth, 2 / depth
+    even = depth * np.array([_binomial(q, 2 * k) for k in range(_TERMS)])
+    odd = depth * np.array([_binomial(q, 2 * k + 1) for k in range(_TERMS)])
+    denominator = np.array([_binomial(r, 2 * k + 1) for k in range(_TERMS)])
+    # The constant term is L * 2 / L - 2 = 0.
+    remainder = np.append(np.convolve(even, denominator)[1:_TERMS], 0.0)
+    return np.stack([odd, denominator, remainder], axis=1)
+
+
+def _binomial(power: float, order: int) -> float:
+    return math.prod((power - j) / (j + 1) for j in range(order))

@@ -1,0 +1,119 @@
+"""Which coordinates and integrator follow a flow: chosen from its structure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._dynamics.base import AbstractDynamics
+from factorflow._dynamics.charts import Balanced2x2, BalancedSquare, FactorSpace
+from factorflow._dynamics.collocation import CollocationFlow
+from factorflow._factorization import AbstractFactorization, DeepMatrix
+from factorflow._problem import AbstractProblem
+from factorflow._types import Factors
+
+__all__ = ["CHARTED", "allowed_gap", "balancedness_gap", "charted_flow", "is_balanced"]
+
+# Integrators that follow the flow by collocation, each in coordinates of its own.
+CHARTED = ("spectral", "split", "radau")
+
+# Factors count as balanced up to this multiple of the rounding of their squares.
+_BALANCE_ULPS = 1e4
+# Newton's method solves dense systems of (stages x unknowns): beyond these sizes `RKC2` is faster.
+_LARGEST_DIM = 12
+_MOST_PARAMETERS = 48
+# Seven stages need the fewest steps; five cost less where the linear algebra dominates.
+_MANY_STAGES_DIM = 4
+# In double precision: a step's error is far below what a row is asked for, see the oracle tests.
+_TOLERANCES = {"spectral": 1e-10, "split": 1e-9, "radau": 1e-12}
+_SINGLE_TOLERANCE = 1e-5
+
+
+def charted_flow(
+    problem: AbstractProblem,
+    fz: AbstractFactorization,
+    factors: Factors,
+    *,
+    name: str | None,
+    tolerance: float | None,
+) -> AbstractDynamics | None:
+    """The flow in coordinates that suit its structure, or `None` where there are none.
+
+    **Raises:** `ValueError` where the coordinates asked for by `name` do not fit, with the reason.
+    """
+    misfit = _misfit(problem, fz, factors)
+    if name is None:
+        if misfit is None:
+            name = "spectral" if fz.shape == (2, 2) else "split"
+        elif _smooth(problem) and _parameters(factors) <= _MOST_PARAMETERS:
+            name = "radau"
+        else:
+            return None
+    elif name != "radau" and misfit is not None:
+        raise ValueError(
+            f"GradientFlow('{name}') {misfit}; GradientFlow('radau') or 'RKC2' follow the factors "
+            "themselves, whatever they are."
+        )
+    elif name == "spectral" and fz.shape != (2, 2):
+        raise ValueError(
+            f"GradientFlow('spectral') is for 2x2 products, this one is {fz.shape}; use 'split'."
+        )
+    if tolerance is None:
+        double = jax.tree.leaves(factors)[0].dtype == jnp.float64
+        tolerance = _TOLERANCES[name] if double else _SINGLE_TOLERANCE
+    if name == "spectral":
+        return CollocationFlow(Balanced2x2(problem), tolerance)
+    if name == "split":
+        stages = 7 if fz.shape[0] <= _MANY_STAGES_DIM else 5
+        return CollocationFlow(BalancedSquare(), tolerance, stages)
+    return CollocationFlow(FactorSpace(), tolerance)
+
+
+def is_balanced(fz: AbstractFactorization, factors: Factors) -> bool:
+    """Whether these are balanced factors of a matrix that no hidden width is too narrow for."""
+    if not isinstance(fz, DeepMatrix) or min(fz.widths) < min(fz.shape):
+        return False
+    return balancedness_gap(fz, factors) <= allowed_gap(factors)
+
+
+def balancedness_gap(fz: DeepMatrix, factors: Factors) -> float:
+    r"""$\\max_j \\|W_{j+1}^\\top W_{j+1} - W_j W_j^\\top\\|_2$."""
+    gaps = [float(np.linalg.norm(gap, 2)) for gap in fz.conserved(factors)]
+    return max(gaps, default=0.0)
+
+
+def allowed_gap(factors: Factors) -> float:
+    """Up to which gap factors count as balanced: what rounding leaves of exact balance."""
+    scale = max(float(np.linalg.norm(factor, 2)) ** 2 for factor in factors)
+    return _BALANCE_ULPS * float(jnp.finfo(factors[0].dtype).eps) * scale
+
+
+def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factors) -> str | None:
+    """Why this is not the flow of a balanced square product, if it is not."""
+    if not isinstance(fz, DeepMatrix):
+        return f"follows a DeepMatrix, got {type(fz).__name__}"
+    rows, columns = fz.shape
+    if rows != columns:
+        return f"needs a square product, this one is {fz.shape}"
+    if fz.depth < 2:
+        return "needs a depth of 2 or more: at depth 1 the determinant may change sign"
+    if min(fz.widths) < rows:
+        return f"needs hidden widths of {rows} or more, got {fz.hidden_widths}"
+    if not 2 <= rows <= _LARGEST_DIM:
+        return f"is made for dimensions 2 to {_LARGEST_DIM}, this one is {rows}"
+    if not _smooth(problem):
+        return "needs a loss with a continuous gradient"
+    gap, allowed = balancedness_gap(fz, factors), allowed_gap(factors)
+    if gap > allowed:
+        return (
+            f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "
+            f"{allowed:.3g}). Start from Balanced or balanced_factors"
+        )
+    return None
+
+
+def _smooth(problem: AbstractProblem) -> bool:
+    return getattr(problem, "penalty", "squared") in ("squared", "huber")
+
+
+def _parameters(factors: Factors) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(factors))

@@ -1,0 +1,299 @@
+"""Following a small stiff flow to high accuracy, by collocation in charts."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from factorflow._dynamics.base import AbstractDynamics, AbstractState, where
+from factorflow._dynamics.charts.base import AbstractCharts, Position
+from factorflow._dynamics.solver.radau import Radau
+from factorflow._factorization import AbstractFactorization
+from factorflow._problem import AbstractProblem
+from factorflow._product import AbstractProduct
+from factorflow._results import RESULTS
+from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, IntScalar, RandomKey
+
+__all__ = ["CollocationFlow", "CollocationState"]
+
+# Halvings of a step until a level is located to rounding.
+_BISECTIONS = 60
+# Bounds on the ratio of two steps: after an accepted one, after an error that is too large, and
+# after Newton's method has failed.
+_ACCEPTED, _REJECTED, _DIVERGED = (0.3, 2.5), (0.2, 0.7), 0.3
+# A prediction over more than this multiple of the last step is worse than none.
+_LONGEST_PREDICTION = 2.6
+_FIRST_STEP = 1e-2
+# The companion's tolerance, as a multiple: with seven stages its steps are 2.7 times longer.
+_COMPANION = 1e3
+
+
+class CollocationState(AbstractState):
+    """The position, and the collocation polynomial of the step that led to it."""
+
+    step: IntScalar
+    time: FloatScalar
+    loss: FloatScalar
+    result: RESULTS
+    position: Position
+    previous: Position
+    previous_time: FloatScalar
+    stages: FloatArray
+    predictable: BoolScalar
+    size: FloatScalar  # of the next step
+    rejected: IntScalar
+    iterations: IntScalar
+    energy_defect: FloatScalar
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "num_steps": self.step,
+            "num_rejected": self.rejected,
+            "num_newton_iterations": self.iterations,
+            "energy_defect": self.energy_defect,
+        }
+
+
+class CollocationFlow(AbstractDynamics):
+    """Gradient flow through Radau collocation in the given charts.
+
+    **Arguments:**
+
+    - `charts`: the coordinates.
+    - `tolerance`: of a step, relative to the natural size of every coordinate.
+    - `stages`: of the collocation.
+    """
+
+    charts: AbstractCharts
+    tolerance: float
+    stages: int = eqx.field(default=7, static=True)
+
+    continuous: ClassVar[bool] = True
+
+    @property
+    def integrator_name(self) -> str:
+        return self.charts.name
+
+    @property
+    def balanced(self) -> bool:
+        return self.charts.balanced
+
+    def companion(self) -> "CollocationFlow":
+        return CollocationFlow(self.charts, self.tolerance * _COMPANION, self.stages)
+
+    def keeps_time(self, factors: Factors) -> bool:
+        del factors
+        return True
+
+    def resolve(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+    ) -> "CollocationFlow":
+        del problem, factorization, factors  # whoever chose the charts has looked
+        return self
+
+    def init(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        factors: Factors,
+        key: RandomKey,
+    ) -> CollocationState:
+        del key
+        charts = self.charts
+        position = charts.start(factorization, factors)
+        frame = position.frame
+        rate, loss = charts.on(
+            position.kind,
+            lambda chart, y: (
+                jnp.max(
+                    jnp.abs(chart.field(problem, factorization, y, frame))
+                    / chart.scale(problem, factorization, y, frame)
+                ),
+                chart.loss(problem, factorization, y, frame),
+            ),
+            position.y,
+        )
+        zero, none = jnp.zeros_like(loss), jnp.zeros((), jnp.int32)
+        return CollocationState(
+            step=none,
+            time=zero,
+            loss=loss,
+            result=RESULTS.successful,  # pyright: ignore[reportArgumentType]
+            position=position,
+            previous=position,
+            previous_time=zero,
+            stages=jnp.broadcast_to(position.y, (self.stages, *position.y.shape)),
+            predictable=jnp.asarray(False),
+            size=_FIRST_STEP / jnp.where(rate > 0, rate, 1),
+            rejected=none,
+            iterations=none,
+            energy_defect=zero,
+        )
+
+    def advance(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: CollocationState,
+        active: jax.Array,
+    ) -> CollocationState:
+        charts, solver = self.charts, Radau(self.stages)
+        start, kind, frame = state.position.y, state.position.kind, state.position.frame
+        tolerance = jnp.asarray(self.tolerance, state.loss.dtype)
+
+        def fields(stages):
+            def of(chart, stages):
+                def field(y):
+                    return chart.field(problem, factorization, y, frame)
+
+                return jax.vmap(field)(stages), jax.vmap(jax.jacfwd(field))(stages)
+
+            return charts.on(kind, of, stages)
+
+        scale = charts.on(
+            kind, lambda chart, y: chart.scale(problem, factorization, y, frame), start
+        )
+        last = state.time - state.previous_time
+        ratio = state.size / jnp.where(last > 0, last, 1)
+        constant = jnp.broadcast_to(start, state.stages.shape)
+        predicted = solver.predict(state.previous.y, state.stages, ratio)
+        predicted = charts.on(
+            kind,
+            lambda chart, stages: jax.vmap(
+                lambda y: chart.reexpressed(y, state.previous.frame, frame)
+            )(stages),
+            predicted,
+        )
+        good = state.predictable & (ratio < _LONGEST_PREDICTION)
+        guess = jnp.where(good, predicted, constant)
+        step = solver.step(fields, start, state.size, guess, scale, tolerance)
+
+        smooth = jnp.maximum(step.error, jnp.finfo(scale.dtype).tiny)
+        factor = 0.9 * (tolerance / smooth) ** (1 / self.stages)
+        keep = step.converged & (step.error <= 10 * tolerance)
+        refused = jnp.where(step.converged, jnp.clip(factor, *_REJECTED), _DIVERGED)
+        size = state.size * jnp.where(keep, jnp.clip(factor, *_ACCEPTED), refused)
+        time = state.time + state.size
+        stuck = ~(time > state.time) | ~jnp.isfinite(size)
+
+        # The identity dl/dt = -|gradient|^2 over the step, relative to the loss.
+        rates, loss = charts.on(
+            kind,
+            lambda chart, stages: (
+                jax.vmap(lambda y: chart.dissipation(problem, factorization, y, frame))(stages),
+                chart.loss(problem, factorization, stages[-1], frame),
+            ),
+            step.stages,
+        )
+        spent = state.size * solver.quadrature(rates)
+        defect = jnp.abs(spent - (state.loss - loss)) / state.loss
+        position = Position(step.stages[-1], kind, frame)
+        position, changed = charts.recharted(problem, factorization, position)
+        rests = charts.obstructed(problem, factorization, position)
+        moved = CollocationState(
+            step=state.step + 1,
+            time=time,
+            loss=loss,
+            result=RESULTS.where(rests, RESULTS.wrong_branch, state.result),
+            position=position,
+            previous=state.position,
+            previous_time=state.time,
+            stages=step.stages,
+            predictable=~changed,
+            size=size,
+            rejected=state.rejected,
+            iterations=state.iterations + step.iterations,
+            energy_defect=jnp.maximum(state.energy_defect, defect),
+        )
+        stayed = eqx.tree_at(
+            lambda s: (s.size, s.rejected, s.iterations, s.predictable),
+            state,
+            (size, state.rejected + 1, moved.iterations, state.predictable & step.converged),
+        )
+        following = where(keep, moved, stayed)
+        result = RESULTS.where(stuck, RESULTS.step_size_underflow, following.result)
+        following = eqx.tree_at(lambda s: s.result, following, result)
+        return where(active, following, state)
+
+    def gradient_norm(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: CollocationState,
+    ) -> FloatScalar:
+        return jnp.sqrt(self._here(problem, factorization, state.position, "dissipation"))
+
+    def product(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: CollocationState,
+    ) -> AbstractProduct:
+        return self._here(problem, factorization, state.position, "product")
+
+    def factors(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: CollocationState,
+    ) -> Factors:
+        return self._here(problem, factorization, state.position, "factors")
+
+    def locate(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: CollocationState,
+        *,
+        time: FloatScalar | None = None,
+        loss: FloatScalar | None = None,
+    ) -> CollocationState:
+        solver, before = Radau(self.stages), state.previous
+        span = state.time - state.previous_time
+
+        def at(share) -> Position:
+            y = solver.interpolate(before.y, state.stages, share)
+            return Position(y, before.kind, before.frame)
+
+        if time is not None:
+            share = (time - state.previous_time) / jnp.where(span > 0, span, 1)
+        elif loss is not None:
+
+            def halve(_, bracket):
+                low, high = bracket
+                middle = (low + high) / 2
+                above = self._here(problem, factorization, at(middle), "loss") > loss
+                return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+            ends = jnp.zeros_like(span), jnp.ones_like(span)
+            share = lax.fori_loop(0, _BISECTIONS, halve, ends)[1]
+        else:
+            return state
+        # The ends themselves are states, in charts of their own.
+        beginning, end = share <= 0, share >= 1
+        position = at(share)
+        there = eqx.tree_at(
+            lambda s: (s.time, s.loss, s.position),
+            state,
+            (
+                jnp.where(beginning, state.previous_time, state.previous_time + share * span),
+                self._here(problem, factorization, position, "loss"),
+                position,
+            ),
+        )
+        return where(end | (span <= 0), state, there)
+
+    def _here(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        position: Position,
+        what: str,
+    ) -> Any:
+        return self.charts.on(
+            position.kind,
+            lambda chart, y: getattr(chart, what)(problem, factorization, y, position.frame),
+            position.y,
+        )

@@ -1,0 +1,171 @@
+"""Following runs: the traced loop, and batches of it."""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from factorflow._certificate import Certificate
+from factorflow._dynamics import AbstractState
+from factorflow._ending import before_end, count_checks, crossed, ended, final_state
+from factorflow._evidence import Witness, sign_of, witness_of, witness_row
+from factorflow._measure import Snapshot
+from factorflow._spec import RunSpec
+from factorflow._trajectory import Trajectory
+
+__all__ = ["core", "follow"]
+
+
+def core(spec: RunSpec) -> tuple[Trajectory, Witness]:
+    """The traced runs of a stacked spec: a scan over rows around a loop of steps.
+
+    Everything has a leading axis of lanes. The loop runs while any lane needs it, and a lane that
+    does not is left unchanged by its dynamics: cheaper than `vmap` of a loop, which would copy and
+    select every array of the state at every step. Measures are evaluated once per row, outside any
+    branch, because batched branches run both sides.
+    """
+
+    def row(carry, levels):
+        carry, _ = carry
+        active = _lanes(_unfinished)(spec, *carry, levels)
+        state, passed, _ = lax.while_loop(
+            lambda c: jnp.any(c[-1]), lambda c: _lanes(_advance)(spec, *c, levels), (*carry, active)
+        )
+        located, rows = _lanes(_observe)(spec, state, levels)
+        return ((state, passed), located), rows
+
+    state, initial_sign = _lanes(_start)(spec)
+    passed = jnp.zeros(state.step.shape, jnp.int32)
+    carry = state, _lanes(count_checks)(spec, state, passed)
+    levels = spec.levels
+    if spec.limited:
+        # The last row need not be the end: a level that is never reached goes on to the limit.
+        never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
+        levels = jnp.pad(levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
+    (carry, located), rows = lax.scan(row, (carry, state), levels.T)
+    # Lanes first, and without the row that only led to the end.
+    rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[: spec.levels.shape[1]], 0, 1), rows)
+    return _lanes(_finish)(spec, *carry, located, initial_sign, rows)
+
+
+def _lanes(function: Callable) -> Callable:
+    return eqx.filter_vmap(function)
+
+
+def _view(spec: RunSpec, state: AbstractState) -> Snapshot:
+    return Snapshot(
+        spec.problem,
+        spec.dynamics.product(spec.problem, spec.factorization, state),
+        factorization=spec.factorization,
+        factors=lambda: spec.dynamics.factors(spec.problem, spec.factorization, state),
+        time=state.time,
+        step=state.step,
+    )
+
+
+def _start(spec: RunSpec) -> tuple[AbstractState, jax.Array]:
+    state = spec.dynamics.init(spec.problem, spec.factorization, spec.factors, spec.key)
+    # Constants such as `RESULTS.successful` are no JAX arrays, and would not get an axis of lanes.
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, state)
+    return state, sign_of(_view(spec, state))
+
+
+def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.Array):
+    return ~crossed(spec.observed_at, state, level) & ~ended(spec, state, passed)
+
+
+def _advance(
+    spec: RunSpec, state: AbstractState, passed: jax.Array, active: jax.Array, level: jax.Array
+):
+    before = state.step
+    state = spec.dynamics.advance(spec.problem, spec.factorization, state, active)
+    if spec.stop.loss is not None or spec.stop.gradient_norm is not None:
+        # Nothing new to check after a rejected step of a flow.
+        moved = state.step != before
+        passed = jnp.where(moved, count_checks(spec, state, passed), passed)
+    return state, passed, _unfinished(spec, state, passed, level)
+
+
+def _observe(
+    spec: RunSpec, state: AbstractState, level: jax.Array
+) -> "tuple[AbstractState, _Rows]":
+    reached = crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
+    if spec.ends_at_level:
+        # No row lies beyond the end; the last row, at no level, is then the end itself.
+        level = jnp.maximum(level, jnp.asarray(spec.stop.loss))
+    target = {} if spec.observed_at == "step" else {spec.observed_at: level}
+    located = spec.dynamics.locate(spec.problem, spec.factorization, state, **target)
+    snapshot = _view(spec, located)
+    return located, _Rows(
+        reached=reached,
+        times=located.time,
+        steps=located.step,
+        witness=witness_row(spec.dynamics, snapshot, spec.factors, located.loss, located),
+        measures={measure.name: measure(snapshot) for measure in spec.measures},
+    )
+
+
+class _Rows(eqx.Module):
+    reached: jax.Array
+    times: jax.Array
+    steps: jax.Array
+    witness: dict[str, jax.Array]
+    measures: dict[str, jax.Array]
+
+
+def _finish(
+    spec: RunSpec,
+    state: AbstractState,
+    passed: jax.Array,
+    located: AbstractState,
+    initial_sign: jax.Array,
+    rows: _Rows,
+) -> tuple[Trajectory, Witness]:
+    state, result = final_state(spec, state, passed, located)
+    reached = rows.reached
+    if spec.dynamics.continuous:
+        # A step may overshoot the end and cross levels that lie beyond it.
+        reached = reached & before_end(spec, rows.times, state, result)
+
+    def mask(values):
+        shape = (-1,) + (1,) * (values.ndim - 1)
+        blank = -1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan
+        return jnp.where(reached.reshape(shape), values, jnp.asarray(blank, values.dtype))
+
+    end = _view(spec, state)
+    trajectory = Trajectory(
+        times=mask(rows.times),
+        steps=mask(rows.steps),
+        levels=spec.levels,
+        measures=jax.tree.map(mask, rows.measures),
+        reached=reached,
+        factors=end.factors,
+        result=result,
+        certificate=Certificate.unjudged(reached),
+        counters={"loss": state.loss, "time": state.time, **state.stats()},
+        integrator=spec.dynamics.integrator_name,
+        observed_at=spec.observed_at,
+        dims={measure.name: measure.dims for measure in spec.measures},
+    )
+    run = witness_of(spec.factorization, spec.factors, end.factors, initial_sign, state.step)
+    return trajectory, Witness(rows.witness, run)
+
+
+_compiled = eqx.filter_jit(core)
+
+
+def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witness]:
+    """Runs of one structure, with a leading axis, and their records; each lane stops on its own.
+
+    Fewer runs than `width` are padded: batches of one width share a compilation, and a single run
+    gets the bits it has in any batch (lanes are bitwise independent of the width from two on,
+    measured for 2 to 256, while one lane alone compiles to other code).
+    """
+    padded = [*specs, *[specs[0]] * (max(width, 2) - len(specs))]
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
+    )
+    batched = jax.block_until_ready(_compiled(stacked))
+    return jax.tree.map(lambda leaf: leaf[: len(specs)], jax.device_get(batched))
