@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from factorflow._initializer import Balanced as Balanced
     from factorflow._initializer import Gaussian as Gaussian
     from factorflow._initializer import Identity as Identity
+    from factorflow._initializer import Imbalanced as Imbalanced
     from factorflow._initializer import Orthogonal as Orthogonal
     from factorflow._measure import Measure as Measure
     from factorflow._measure import Snapshot as Snapshot
@@ -47,7 +48,7 @@ _HOMES = {
     "_certificate": ("Certificate",),
     "_dynamics": ("EndToEndFlow", "GradientDescent", "GradientFlow", "Optimizer", "group_rmsprop"),
     "_factorization": ("DeepMatrix", "balanced_factors"),
-    "_initializer": ("Balanced", "Gaussian", "Identity", "Orthogonal"),
+    "_initializer": ("Balanced", "Gaussian", "Identity", "Imbalanced", "Orthogonal"),
     "_measure": (
         "Measure",
         "Snapshot",

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["DOUBTS", "VERDICTS", "Certificate"]
+__all__ = ["DOUBTS", "REFUTING", "VERDICTS", "Certificate"]
 
 VERDICTS = ("unverified", "step_limited", "rounding_limited", "flow_faithful")
 
@@ -15,7 +15,7 @@ DOUBTS = {
     "none": "",
     "not_reached": "the row was not reached",
     "unconfirmed": "nothing independent confirms it (`certify='full'` adds companion runs)",
-    "failed": "the integrator gave up",
+    "failed": "the run failed after its last row",
     "determinant_sign": (
         "from balanced factors the determinant must keep its sign under gradient flow, but here it "
         "changed"
@@ -28,6 +28,9 @@ DOUBTS = {
     "horizon": "the entry is near the horizon that the drift of the balance allows",
     "energy": "the loss has not fallen by the integral of the squared gradient norm",
 }
+
+# Doubts that show a row to be elsewhere than the flow; the others only fail to confirm it.
+REFUTING = ("determinant_sign", "static_bound", "flow", "wider_dtype", "companion")
 
 
 class Certificate(eqx.Module):
@@ -103,9 +106,13 @@ class Certificate(eqx.Module):
             return "No row was reached, so there is nothing to believe."
         if self.verdict == "flow_faithful":
             return f"Every reached row is confirmed as gradient flow ({measured})."
-        first = next((i for i in reached if doubts[i] != "none"), reached[0])
         if self.verdict == "unverified":
+            # Rows that are all trusted are not confirmed where the run itself has failed.
+            first = next((i for i in reached if doubts[i] != "none"), None)
+            if first is None:
+                return f"Not confirmed: {DOUBTS['failed']} ({measured})."
             return f"Not confirmed from row {first} on: {DOUBTS[doubts[first]]} ({measured})."
+        first = next(i for i in reached if doubts[i] in REFUTING)
         cause = "rounding" if self.verdict == "rounding_limited" else "its step size or tolerance"
         return (
             f"Limited by {cause}: row {first} and some after it are not gradient flow, because "

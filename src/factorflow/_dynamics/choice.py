@@ -16,8 +16,9 @@ __all__ = ["CHARTED", "allowed_gap", "balancedness_gap", "charted_flow", "is_bal
 # Integrators that follow the flow by collocation, each in coordinates of its own.
 CHARTED = ("spectral", "split", "radau")
 
-# Factors count as balanced up to this multiple of the rounding of their squares.
-_BALANCE_ULPS = 1e4
+# Factors count as balanced up to this multiple of the rounding of their squares: initializers stay
+# below 16, and at depth 2 a gap of 1e4 would decide where the flow goes.
+_BALANCE_ULPS = 1e2
 # Newton's method solves dense systems of (stages x unknowns): beyond these sizes `RKC2` is faster.
 _LARGEST_DIM = 12
 _MOST_PARAMETERS = 48
@@ -76,7 +77,7 @@ def is_balanced(fz: AbstractFactorization, factors: Factors) -> bool:
 
 
 def balancedness_gap(fz: DeepMatrix, factors: Factors) -> float:
-    r"""$\\max_j \\|W_{j+1}^\\top W_{j+1} - W_j W_j^\\top\\|_2$."""
+    r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$."""
     gaps = [float(np.linalg.norm(gap, 2)) for gap in fz.conserved(factors)]
     return max(gaps, default=0.0)
 

@@ -81,7 +81,7 @@ class CollocationFlow(AbstractDynamics):
         return self.charts.balanced
 
     def companion(self) -> "CollocationFlow":
-        return CollocationFlow(self.charts, self.tolerance * _COMPANION, self.stages)
+        return eqx.tree_at(lambda flow: flow.tolerance, self, self.tolerance * _COMPANION)
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors
@@ -162,7 +162,7 @@ class CollocationFlow(AbstractDynamics):
         predicted = charts.on(
             kind,
             lambda chart, stages: jax.vmap(
-                lambda y: chart.reexpressed(y, state.previous.frame, frame)
+                lambda y: chart.reexpressed(factorization, y, state.previous.frame, frame)
             )(stages),
             predicted,
         )

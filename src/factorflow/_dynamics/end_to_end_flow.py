@@ -15,6 +15,7 @@ from factorflow._dynamics.flow import FlowState
 from factorflow._dynamics.integrators import check_tolerances, choose_integrator
 from factorflow._dynamics.solver import RKC2
 from factorflow._factorization import AbstractFactorization, DeepMatrix, balanced_factors
+from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Dense
 from factorflow._types import Factors, Matrix
@@ -29,7 +30,7 @@ def end_to_end_field(product: Matrix, gradient: Matrix, depth: int) -> Matrix:
     $\sum_j \sigma_a^{2(L-j)/L} \sigma_b^{2(j-1)/L}$, with $0^0 = 1$.
     """
     rows, columns = product.shape
-    left, values, right = jnp.linalg.svd(product, full_matrices=True)
+    left, values, right = svd(product)
     left_values = jnp.zeros(rows, product.dtype).at[: values.size].set(values)
     right_values = jnp.zeros(columns, product.dtype).at[: values.size].set(values)
     weights = jnp.zeros((rows, columns), product.dtype)

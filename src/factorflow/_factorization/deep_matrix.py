@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from factorflow._factorization.base import AbstractFactorization
+from factorflow._linalg import svd
 from factorflow._types import Factors, FloatArray, Matrix
 
 __all__ = ["DeepMatrix", "balanced_factors", "balanced_from_spectrum", "imbalance"]
@@ -164,7 +165,8 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
             f"product must have the factorization's shape {factorization.shape}, got "
             f"{product.shape}."
         )
-    left, values, right = jnp.linalg.svd(product, full_matrices=False)
+    left, values, right = svd(product)
+    left, right = left[:, : values.shape[0]], right[: values.shape[0]]
     narrowest = min((*factorization.hidden_widths, values.shape[0]))
     if narrowest < values.shape[0]:
         _refuse_narrow(factorization, values, narrowest)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from factorflow._factorization import AbstractFactorization
+from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Dense
 from factorflow._types import Factors, FloatArray, FloatScalar, IntScalar
@@ -65,8 +66,8 @@ class Snapshot:
     @functools.cached_property
     def singular_vectors(self) -> tuple[FloatArray, FloatArray]:
         """Left `(m, k)` and right `(n, k)` singular vectors of the dense product."""
-        left, _, right = jnp.linalg.svd(self.dense, full_matrices=False)
-        return left, right.T
+        left, values, right = svd(self.dense)
+        return left[:, : values.shape[0]], right[: values.shape[0]].T
 
     @functools.cached_property
     def log_singular_values(self) -> FloatArray:

@@ -9,6 +9,7 @@ import functools
 
 import jax.numpy as jnp
 
+from factorflow._linalg import qr, singular_values, slogdet
 from factorflow._types import FloatArray, FloatScalar
 
 __all__ = ["log_determinant", "log_singular_values"]
@@ -32,7 +33,7 @@ def log_determinant(factors: tuple[FloatArray, ...]) -> tuple[FloatScalar, Float
     log = jnp.zeros((), factors[0].dtype)
     basis = jnp.eye(dim, dtype=factors[0].dtype)
     for factor in factors:
-        basis, triangle = jnp.linalg.qr(factor @ basis)
+        basis, triangle = qr(factor @ basis)
         diagonal = jnp.diagonal(triangle)
         sign = sign * jnp.prod(jnp.sign(diagonal))
         log = log + jnp.sum(jnp.log(jnp.abs(diagonal)))
@@ -49,13 +50,13 @@ def log_singular_values(factors: tuple[FloatArray, ...]) -> FloatArray:
     dense = functools.reduce(lambda product, factor: factor @ product, factors)
     rows, columns = dense.shape
     if rows != columns or rows == 1:
-        return jnp.log(jnp.linalg.svd(dense, compute_uv=False))
+        return jnp.log(singular_values(dense))
     _, log_det = log_determinant(factors)
     if rows == 2:
         log_first = jnp.log(_largest_of_2x2(dense))
         # Equal singular values round either way; the order is a promise.
         return jnp.stack([log_first, _last(log_det - log_first, log_first)])
-    logs = jnp.log(jnp.linalg.svd(dense, compute_uv=False))
+    logs = jnp.log(singular_values(dense))
     return logs.at[-1].set(_last(log_det - jnp.sum(logs[:-1]), logs[-2]))
 
 
@@ -71,7 +72,7 @@ def _slogdet(matrix: FloatArray) -> tuple[FloatScalar, FloatScalar]:
         (a, b), (c, d) = matrix / jnp.where(largest > 0, largest, 1)
         value = a * d - b * c
         return jnp.sign(value), jnp.log(jnp.abs(value)) + 2 * jnp.log(largest)
-    sign, log = jnp.linalg.slogdet(matrix)
+    sign, log = slogdet(matrix)
     return sign, log
 
 

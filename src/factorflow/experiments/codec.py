@@ -11,7 +11,7 @@ import numpy as np
 
 from factorflow._dynamics import EndToEndFlow, GradientDescent, GradientFlow, Optimizer
 from factorflow._factorization import DeepMatrix
-from factorflow._initializer import Balanced, Gaussian, Identity, Orthogonal
+from factorflow._initializer import Balanced, Gaussian, Identity, Imbalanced, Orthogonal
 from factorflow._names import named
 from factorflow._observe import AtLosses, AtSteps, AtTimes, LogSpaced, Stop
 from factorflow.experiments.task import TASKS
@@ -26,6 +26,7 @@ KINDS: dict[str, type] = {
         Balanced,
         Gaussian,
         Identity,
+        Imbalanced,
         Orthogonal,
         EndToEndFlow,
         GradientDescent,

@@ -20,6 +20,11 @@ __all__ = ["run"]
 
 _CHUNK = 64
 _WIDTHS = (4, 16, 64, 256)
+# A lane of a flow costs what it costs alone: milliseconds for small products, far less than one
+# more compilation, but minutes for larger ones.
+_SMALL_FLOW_WIDTHS = (8, 32)
+_FLOW_WIDTHS = (1, 2, 4, 8, 16, 32)
+_SMALL_DIM = 3
 
 
 class _Chunk(NamedTuple):
@@ -92,7 +97,7 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
     chunks = []
     for name, group in groups.items():
         # Chunks of equal width, so that a structure compiles once: padded ones repeat a run.
-        width = _width(len(group.specs), size)
+        width = _width(len(group.specs), size, _widths(group.specs[0]))
         for start in range(0, len(group.specs), width):
             part = slice(start, start + width)
             chunks.append(
@@ -101,13 +106,19 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
     return chunks
 
 
-def _width(runs: int, size: int) -> int:
+def _widths(spec: RunSpec) -> tuple[int, ...]:
+    if not spec.dynamics.continuous:
+        return _WIDTHS
+    return _SMALL_FLOW_WIDTHS if max(spec.problem.shape) <= _SMALL_DIM else _FLOW_WIDTHS
+
+
+def _width(runs: int, size: int, widths: tuple[int, ...]) -> int:
     """The narrowest of a few widths that holds the runs, at most `size`.
 
     Few widths, so that sweeps of one structure but different lengths share compilations too.
     """
-    width = _WIDTHS[0]
-    for wider in _WIDTHS:
+    width = widths[0]
+    for wider in widths:
         if width < runs and wider <= size:
             width = wider
     return min(width, size)

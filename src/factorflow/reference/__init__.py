@@ -22,3 +22,5 @@ from factorflow.reference.slow_manifold import perturbed_entry_limit as perturbe
 from factorflow.reference.slow_manifold import slow_manifold_entry as slow_manifold_entry
 from factorflow.reference.slow_manifold import slow_manifold_log_sigma2 as slow_manifold_log_sigma2
 from factorflow.reference.slow_manifold import slow_manifold_time as slow_manifold_time
+from factorflow.reference.trajectories import REFERENCE_FLOWS as REFERENCE_FLOWS
+from factorflow.reference.trajectories import ReferenceFlow as ReferenceFlow

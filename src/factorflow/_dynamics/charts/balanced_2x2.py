@@ -11,6 +11,7 @@ determinant, followed in one of three charts:
   loss, and differences of entries of size one would lose them.
 """
 
+import abc
 import operator
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from factorflow._factorization import (
     DeepMatrix,
     balanced_from_spectrum,
 )
+from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem, Completion, razin_cohen_parameters
 from factorflow._product import Dense, Spectral, log_determinant
 from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, IntScalar, Vector
@@ -47,6 +49,9 @@ _SMALL_LOSS = 1e-2
 _DIFFERENT, _EQUAL = 1e-1, 1e-3
 # A loss this near to its infimum, relatively, has come to rest.
 _AT_REST = 1e-6
+# The share of their size that errors are relative to near a solution: this multiple of the residual
+# over the product, but not below what rounding can resolve.
+_RESIDUAL_SHARE, _SMALLEST_SHARE = 100.0, 1e-4
 # The logarithm that stands for a singular value of exactly zero; its exponential is zero.
 _LOG_ZERO = -1e5
 
@@ -98,7 +103,8 @@ class _Conformal(AbstractChart):
         return -sum(map(operator.mul, gradient, moved), jnp.zeros_like(at[0]))
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        return jnp.broadcast_to(jnp.hypot(y[0], y[1]) + jnp.hypot(y[2], y[3]), (4,))
+        size = jnp.hypot(y[0], y[1]) + jnp.hypot(y[2], y[3])
+        return jnp.broadcast_to(size * _share(self.loss(problem, fz, y, frame), size), (4,))
 
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
         inner, outer = jnp.hypot(y[0], y[1]), jnp.hypot(y[2], y[3])
@@ -107,27 +113,22 @@ class _Conformal(AbstractChart):
 
     def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
         product = self.product(problem, fz, y, frame)
-        left, _, right = jnp.linalg.svd(product.dense())
+        left, _, right = svd(product.dense())
         return balanced_from_spectrum(fz, left, product.log_values, right)
 
 
-class _Spectral(AbstractChart):
+class _AbstractPolar(AbstractChart):
+    """The first two coordinates are the logarithms of the singular values."""
+
     corner: bool = eqx.field(static=True)
+
+    @abc.abstractmethod
+    def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
+        """Singular vectors, entries and gradient."""
 
     def entries(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> Four:
         """Entries of the reflected product, row by row."""
         return self.geometry(problem, y, frame).entries
-
-    def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
-        """Singular vectors, entries and gradient."""
-        return _geometry(problem, self.corner, y, y[2], y[3], frame)
-
-    def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        g = self.geometry(problem, y, frame).rotated
-        first, second = jnp.exp(y[0]), jnp.exp(y[1])
-        gap = jnp.exp(2 * y[0] / fz.depth) - jnp.exp(2 * y[1] / fz.depth)
-        a, b = first * g[2] + second * g[1], first * g[1] + second * g[2]
-        return jnp.stack([*_growth(y, g, fz.depth), -a / gap, -b / gap])
 
     def loss(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> FloatScalar:
         at = self.geometry(problem, y, frame)
@@ -140,10 +141,6 @@ class _Spectral(AbstractChart):
         first, off, second = _weights(y, fz.depth)
         return first * g[0] ** 2 + off * (g[1] ** 2 + g[2] ** 2) + second * g[3] ** 2
 
-    def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        one = jnp.ones_like(y[0])
-        return jnp.stack([one, 1 + jnp.abs(y[1]), one, one])
-
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
         return _product(self.geometry(problem, y, frame).entries, (y[0], y[1]), frame)
 
@@ -154,7 +151,24 @@ class _Spectral(AbstractChart):
         return balanced_from_spectrum(fz, _matrix(at.left), logs, _matrix(at.right).T * column)
 
 
-class _Residual(_Spectral):
+class _Spectral(_AbstractPolar):
+    def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
+        return _geometry(problem, self.corner, y, y[2], y[3], frame)
+
+    def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        g = self.geometry(problem, y, frame).rotated
+        first, second = jnp.exp(y[0]), jnp.exp(y[1])
+        gap = jnp.exp(2 * y[0] / fz.depth) - jnp.exp(2 * y[1] / fz.depth)
+        a, b = first * g[2] + second * g[1], first * g[1] + second * g[2]
+        return jnp.stack([*_growth(y, g, fz.depth), -a / gap, -b / gap])
+
+    def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
+        share = _share(self.loss(problem, fz, y, frame), jnp.exp(y[0]))
+        one = jnp.ones_like(share)
+        return share * jnp.stack([one, 1 + jnp.abs(y[1]), one, one])
+
+
+class _Residual(_AbstractPolar):
     def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
         z, z_prime, _ = _observed(problem, frame)
         first, second = jnp.exp(y[0]), jnp.exp(y[1])
@@ -282,6 +296,15 @@ class Balanced2x2(AbstractCharts):
 def is_corner(problem: AbstractProblem) -> bool:
     """Whether this is the completion, by half the sum of squares, of all 2x2 entries but (1, 1)."""
     return problem.shape == (2, 2) and razin_cohen_parameters(problem) is not None
+
+
+def _share(loss: FloatScalar, size: FloatScalar) -> FloatScalar:
+    """What errors are relative to near a solution, as a share of the coordinates' size.
+
+    They must be small beside the residual, or they shift the time at which it reaches a level.
+    """
+    residual = jnp.sqrt(2 * loss) / jnp.where(size > 0, size, 1)
+    return jnp.clip(_RESIDUAL_SHARE * residual, _SMALLEST_SHARE, 1)
 
 
 def _four(y: Vector) -> Four:

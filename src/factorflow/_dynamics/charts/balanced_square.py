@@ -11,6 +11,7 @@ determinant, which decides where the flow goes. Two charts:
   step the frames move along, so that $\alpha = \beta = 0$ and $M$ is diagonal at its end.
 """
 
+import abc
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from factorflow._factorization import (
     DeepMatrix,
     balanced_from_spectrum,
 )
+from factorflow._linalg import singular_values, solve_smooth, svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import Dense, Spectral, log_determinant
 from factorflow._types import (
@@ -70,19 +72,20 @@ class _Coordinates(eqx.Module):
         return jnp.concatenate([upper, lower[None]]).reshape(-1)
 
 
-class _Square(AbstractChart):
+class _AbstractSquare(AbstractChart):
     def loss(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> FloatScalar:
         return problem.loss(Dense(self.dense(y, frame)))
 
+    @abc.abstractmethod
     def dense(self, y: Vector, frame: _Frame) -> Matrix:
-        raise NotImplementedError
+        """The product."""
 
     def gradient(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> Matrix:
         """The gradient of the loss with respect to the product."""
         return jax.grad(lambda w: problem.loss(Dense(w)))(self.dense(y, frame))
 
 
-class _Plain(_Square):
+class _Plain(_AbstractSquare):
     def dense(self, y: Vector, frame: _Frame) -> Matrix:
         return y.reshape(frame.left.shape)
 
@@ -99,14 +102,14 @@ class _Plain(_Square):
 
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
         dense = self.dense(y, frame)
-        return Spectral(dense, jnp.log(jnp.linalg.svd(dense, compute_uv=False)), frame.sign)
+        return Spectral(dense, jnp.log(singular_values(dense)), frame.sign)
 
     def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
-        left, values, right = jnp.linalg.svd(self.dense(y, frame))
+        left, values, right = svd(self.dense(y, frame))
         return balanced_from_spectrum(fz, left, jnp.log(values), right)
 
 
-class _Split(_Square):
+class _Split(_AbstractSquare):
     def bases(self, y: Vector, frame: _Frame) -> tuple[Matrix, Matrix]:
         """U and V."""
         at = _Coordinates.of(y)
@@ -136,13 +139,13 @@ class _Split(_Square):
         size = at.block.shape[0]
         stay = sigma * jnp.eye(size, dtype=y.dtype)
         system = jnp.block([[stay, -at.block], [-at.block.T, stay]])
-        turn = jnp.linalg.solve(system, jnp.concatenate([column, row]))
+        turn = solve_smooth(system, jnp.concatenate([column, row]))
         moved_left, turned_left = _turned(at.left, turn[:size])
         moved_right, turned_right = _turned(at.right, turn[size:])
         block = block - turned_left @ at.block + at.block @ turned_right
         return _Coordinates(block, moved_left, moved_right, log_sigma).flat()
 
-    def reexpressed(self, y: Vector, frame: _Frame, following: _Frame) -> Vector:
+    def reexpressed(self, fz: Any, y: Vector, frame: _Frame, following: _Frame) -> Vector:
         at = _Coordinates.of(y)
         left, right = self.bases(y, frame)
         a = (following.left.T @ left[:, -1])[:-1]
@@ -155,8 +158,8 @@ class _Split(_Square):
         at, depth = _Coordinates.of(y), fz.depth
         left, right = self.bases(y, frame)
         g = left.T @ self.gradient(problem, y, frame) @ right
-        _, values, _ = svd = jnp.linalg.svd(at.block)
-        g = _rotate_block(g, svd[0], svd[2])
+        outer, values, inner = svd(at.block)
+        g = _rotate_block(g, outer, inner)
         p = jnp.concatenate([values, jnp.exp(at.log_sigma)[None]]) ** (2 / depth)
         weights = sum(p[:, None] ** (depth - 1 - j) * p[None] ** j for j in range(depth))
         return jnp.sum(weights * g**2)
@@ -171,13 +174,13 @@ class _Split(_Square):
 
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
         at = _Coordinates.of(y)
-        logs = jnp.log(jnp.linalg.svd(at.block, compute_uv=False))
+        logs = jnp.log(singular_values(at.block))
         last = jnp.where(frame.sign == 0, -jnp.inf, jnp.minimum(at.log_sigma, logs[-1]))
         return Spectral(self.dense(y, frame), jnp.append(logs, last), frame.sign)
 
     def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
         left, right = self.bases(y, frame)
-        outer, _, inner = jnp.linalg.svd(_Coordinates.of(y).block)
+        outer, _, inner = svd(_Coordinates.of(y).block)
         left = jnp.concatenate([left[:, :-1] @ outer, left[:, -1:]], axis=1)
         right = jnp.concatenate([right[:, :-1] @ inner.T, right[:, -1:]], axis=1)
         logs = self.product(problem, fz, y, frame).log_values
@@ -200,7 +203,7 @@ class BalancedSquare(AbstractCharts):
         product = fz.compose(factors)
         sign, log_det = log_determinant(fz.matrix_chain(factors))
         identity = jnp.eye(product.shape[0], dtype=product.dtype)
-        _, values, _ = jnp.linalg.svd(product)
+        _, values, _ = svd(product)
         log_sigma = jnp.maximum(log_det - jnp.sum(jnp.log(values[:-1])), _LOG_ZERO)
         split, left, right = _split(product, log_sigma)
         apart = log_sigma < jnp.log(_SMALL * values[-2])
@@ -220,7 +223,7 @@ class BalancedSquare(AbstractCharts):
         def move(chart, y):
             if isinstance(chart, _Plain):
                 product = chart.dense(y, frame)
-                values = jnp.linalg.svd(product, compute_uv=False)
+                values = singular_values(product)
                 split, left, right = _split(product, jnp.log(values[-1]))
                 apart = values[-1] < _SMALL * values[-2]
                 return (
@@ -231,7 +234,7 @@ class BalancedSquare(AbstractCharts):
                 )
             at = _Coordinates.of(y)
             left, right = chart.bases(y, frame)
-            outer, values, inner = jnp.linalg.svd(at.block)
+            outer, values, inner = svd(at.block)
             outer, inner = _aligned(outer, inner)
             left = jnp.concatenate([left[:, :-1] @ outer, left[:, -1:]], axis=1)
             right = jnp.concatenate([right[:, :-1] @ inner.T, right[:, -1:]], axis=1)
@@ -250,7 +253,7 @@ class BalancedSquare(AbstractCharts):
 
 
 def _split(product: Matrix, log_sigma: FloatScalar) -> tuple[Vector, Matrix, Matrix]:
-    left, values, right = jnp.linalg.svd(product)
+    left, values, right = svd(product)
     zero = jnp.zeros_like(values[:-1])
     return _Coordinates(jnp.diag(values[:-1]), zero, zero, log_sigma).flat(), left, right.T
 

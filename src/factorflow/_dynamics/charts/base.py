@@ -54,9 +54,9 @@ class AbstractChart(eqx.Module):
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: Any) -> Vector:
         """The natural size of every coordinate, which errors are relative to."""
 
-    def reexpressed(self, y: Vector, frame: Any, following: Any) -> Vector:
+    def reexpressed(self, fz: Any, y: Vector, frame: Any, following: Any) -> Vector:
         """The coordinates in the following frame of the point that has these in `frame`."""
-        del frame, following
+        del fz, frame, following
         return y
 
     @abc.abstractmethod

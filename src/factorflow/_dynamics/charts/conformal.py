@@ -85,4 +85,4 @@ def _coefficients(depth: int) -> Any:
 
 
 def _binomial(power: float, order: int) -> float:
-    return math.prod((power - j) / (j + 1) for j in range(order))
+    return math.prod(((power - j) / (j + 1) for j in range(order)), start=1.0)

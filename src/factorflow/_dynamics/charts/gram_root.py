@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from factorflow._linalg import svd
 from factorflow._types import FloatArray, Matrix
 
 __all__ = ["end_to_end_field", "gram_roots", "powers"]
@@ -13,7 +14,7 @@ __all__ = ["end_to_end_field", "gram_roots", "powers"]
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def gram_roots(matrix: Matrix, depth: int) -> tuple[Matrix, Matrix]:
     r"""$(W W^\top)^{1/L}$ and $(W^\top W)^{1/L}$ of a square matrix."""
-    left, values, right = jnp.linalg.svd(matrix)
+    left, values, right = svd(matrix)
     p = values ** (2 / depth)
     return (left * p) @ left.T, (right.T * p) @ right
 
@@ -21,7 +22,7 @@ def gram_roots(matrix: Matrix, depth: int) -> tuple[Matrix, Matrix]:
 @gram_roots.defjvp
 def _gram_roots_jvp(depth: int, primals, tangents):
     (matrix,), (tangent,) = primals, tangents
-    left, values, right = jnp.linalg.svd(matrix)
+    left, values, right = svd(matrix)
     p = values ** (2 / depth)
     # Divided differences of the root, with no difference in them (Daleckii and Krein):
     # (p_i - p_j) / (p_i^L - p_j^L) = 1 / sum_k p_i^k p_j^(L - 1 - k).

@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from factorflow._linalg import solve
+
 __all__ = ["CollocationStep", "Radau"]
 
 _MAX_ITERATIONS = 9
@@ -87,7 +89,7 @@ class Radau(eqx.Module):
             # Stiff rows are up to 1e22 times larger than others: without equilibration the pivots
             # of the elimination are chosen among incomparable numbers, and Newton stalls.
             rows = 1 / jnp.max(jnp.abs(matrix), axis=1)
-            change = jnp.linalg.solve(matrix * rows[:, None], residual * rows)
+            change = solve(matrix * rows[:, None], residual * rows)
             stages = stages + (change * scales).reshape(s, n)
             return stages, iteration + 1, jnp.max(jnp.abs(change)), size, size <= 0
 

@@ -4,9 +4,12 @@ from factorflow.papers.base import Paper
 from factorflow.papers.razin_cohen_2020 import (
     deep_matrix_factorization,
     dimension,
+    escape_horizon,
     negative_determinant,
     norms,
     perturbed,
+    slow_manifold,
+    step_size,
 )
 
 PAPER = Paper(
@@ -27,6 +30,9 @@ PAPER = Paper(
     figures=(
         deep_matrix_factorization.FIGURE,
         norms.FIGURE,
+        slow_manifold.FIGURE,
+        escape_horizon.FIGURE,
+        step_size.FIGURE,
         negative_determinant.FIGURE,
         perturbed.FIGURE,
         dimension.FIGURE,
@@ -35,10 +41,11 @@ PAPER = Paper(
         "The published curves were computed in single precision. Their code ignores the requested "
         "sign of the determinant for balanced starts and does not read the sweep's seed. Plot "
         "readings, drawn as hollow diamonds, carry about 5%.",
-        "At depth 2 neither descent nor a flow that follows the factors stays on the gradient flow "
-        "of balanced factors: rounding or the step size lets the determinant change sign near a "
-        "loss of 3e-3, and from there the entry stops growing. Such stretches are drawn grey and "
-        "dashed. The theorem is about gradient flow, whose entry passes 70 at a loss of 1e-4.",
+        "At depth 2 neither descent nor any flow that follows the factors stays on the gradient "
+        "flow of balanced factors: rounding or the step size lets the determinant change sign near "
+        "a loss of 3e-3, and from there the entry stops growing. Such stretches are drawn grey and "
+        "dashed. The theorem is about gradient flow, whose entry passes 70 at a loss of 1e-4: it "
+        "is followed here in coordinates in which the determinant cannot change sign.",
         "Unbalanced starts obey the theorem only until their imbalance lets the determinant cross "
         "zero; how soon depends on the draw.",
     ),

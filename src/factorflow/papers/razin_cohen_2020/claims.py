@@ -12,7 +12,7 @@ from factorflow.reference import bounds_for
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["bounds_claim", "growth_claim"]
+__all__ = ["bounds_claim", "certified_claim", "growth_claim"]
 
 
 def bounds_claim(figure: str) -> Claim:
@@ -62,15 +62,43 @@ def _padded(values: np.ndarray) -> np.ndarray:
     return np.pad(values, (0, -values.size % 8192), mode="edge")
 
 
+def certified_claim(figure: str, who: str, **axes) -> Claim:
+    """Every row of these flows is confirmed by its certificate."""
+    return Claim(
+        id=f"{figure}.certified",
+        statement=f"{who}: every row is certified as gradient flow.",
+        source="certificates: sign of the determinant, static bound, second discretization, energy",
+        expected="flow_faithful",
+        tolerance="1e-6 between two discretizations, 1e-9 in the energy identity",
+        check=lambda dataset: _check_certified(select(dataset, **axes)),
+    )
+
+
+def _check_certified(dataset: "xr.Dataset") -> tuple[str, bool]:
+    faithful = np.asarray(dataset["verdict"]) == "flow_faithful"
+    rows = np.asarray(dataset["reached"])
+    trusted = np.asarray(dataset["trusted"])[rows]
+    runs, sure = int(faithful.sum()), int(trusted.sum())
+    measured = f"{runs} of {faithful.size} runs, {sure} of {trusted.size} rows"
+    return measured, bool(faithful.size and faithful.all() and trusted.size and trusted.all())
+
+
 # Some norms are stored under their own name only.
 _STORED = {"schatten_norm[1]": "nuclear_norm", "schatten_norm[2]": "frobenius_norm"}
 
 
-def growth_claim(figure: str, who: str, *, slopes: tuple[str, ...] = NORMS, **axes) -> Claim:
+def growth_claim(
+    figure: str,
+    who: str,
+    *,
+    name: str = "norms_diverge",
+    slopes: tuple[str, ...] = NORMS,
+    **axes,
+) -> Claim:
     """Every norm grows without bound; those in `slopes` at the rate of one over the residual."""
     which = "with" if slopes == NORMS else f"{', '.join(slopes)} with"
     return Claim(
-        id=f"{figure}.norms_diverge",
+        id=f"{figure}.{name}",
         statement=(
             f"{who}: every norm increases strictly over the last two decades of loss, {which} "
             "log-log slope -1/2 over the last one."

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from factorflow._certificate import DOUBTS
 from factorflow.papers.razin_cohen_2020.selection import is_flow, reached
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["draw_overlays", "draw_runs", "label"]
+__all__ = ["believed", "draw_overlays", "draw_runs", "label"]
 
 
 def draw_runs(
@@ -39,15 +40,32 @@ def draw_runs(
             ax,
             np.asarray(run["loss"]),
             np.abs(np.asarray(run[measure])),
-            trusted=~np.asarray(run["contradicted"]),
+            trusted=believed(run),
             label=label(run) if names == "run" else f"{_setting(run)}, {_balance(run)}",
             color=color,
             linestyle="-" if _balanced(run) else (0, (1, 1)),
-            reason="no longer gradient flow",
+            reason=f"not gradient flow: {_doubt(run)}",
         )
         if names == "setting" and is_flow(run):
             # Descent follows the flow so closely that one would hide the other.
             line.set(linewidth=6, alpha=0.35)
+
+
+def believed(run: "xr.Dataset") -> np.ndarray:
+    """Which rows to draw as gradient flow: trusted ones, or all that nothing speaks against.
+
+    A run that nothing confirms and nothing refutes (descent without companions) is drawn as it is.
+    """
+    trusted = np.asarray(run["trusted"])
+    if str(run["verdict"].item()) == "unverified" and not trusted.any():
+        return ~np.asarray(run["contradicted"])
+    return trusted
+
+
+def _doubt(run: "xr.Dataset") -> str:
+    """The first doubt of a run, in words."""
+    codes = np.asarray(run["doubt"])[~believed(run)]
+    return tuple(DOUBTS)[int(codes[0])].replace("_", " ") if codes.size else ""
 
 
 def draw_overlays(ax: Any, curves: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
         figure, axes = loss_panels(
             len(PANELS),
             [title for _, title, _ in PANELS],
-            limits=(1.0, 6e-5),
+            limits=(1.0, 6e-13),
             x_label="loss, half sum of squares (falls to the right →)",
             y_log=True,
             share_y=False,
@@ -53,7 +53,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
             draw_runs(ax, runs, measure, names="setting")
             draw_overlays(ax, {"theorem's bound": _bound(measure), **overlays})
         for ax in axes[:4]:
-            ax.set_ylim(1e-1, 2e2)
+            ax.set_ylim(1e-1, 2e6)
         axes[4].set_yscale("linear")
         share_legend(figure, axes)
         return figure
