@@ -19,6 +19,7 @@ CONTRACT = [
     "GradientDescent",
     "GradientFlow",
     "Identity",
+    "Imbalanced",
     "LogSpaced",
     "Orthogonal",
     "RESULTS",

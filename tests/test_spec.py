@@ -46,7 +46,7 @@ BAD_INPUT = [
         bad(problem=ff.razin_cohen_problem(dim=3)),
         r"product has shape \(2, 2\), the problem's has \(3, 3\)",
     ),
-    ("an unknown certificate", bad(certify="ful"), "certify must be .*got 'ful'"),
+    ("an unknown certificate", bad(certify="ful"), "Did you mean 'full'.*Known: cheap, full"),
     ("an unknown measure", bad(measures=["nuclear_nrm"]), "Did you mean 'nuclear_norm'"),
     ("a measure twice", bad(measures=["loss", "loss"]), "'loss' is requested twice"),
     ("log-spaced rows without limit", bad(observe=ff.LogSpaced(3), stop=ff.Stop()), "LogSpaced"),

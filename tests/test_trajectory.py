@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 import factorflow as ff
+from factorflow._certificate import DOUBTS
 from runs import DTYPE, GENERIC, limits
 
 LEVELS = [3.0, 2e-1, 1e-1, 1e-4]
@@ -69,6 +70,11 @@ def test_the_end_is_reported(trajectory):
     assert trajectory.stats["num_gradients"] == trajectory.stats["num_steps"] + 1
 
 
+def test_what_followed_the_run_is_named_before_what_it_cost(trajectory):
+    assert trajectory.stats["integrator"] == trajectory.integrator == "descent"
+    assert list(trajectory.stats) == ["integrator", *trajectory.counters]
+
+
 def test_dataset(trajectory):
     dataset = trajectory.to_xarray()
     assert dataset.sizes["row"] == 4
@@ -80,8 +86,12 @@ def test_dataset(trajectory):
     assert dataset.attrs == {
         "result": "loss_reached",
         "verdict": "unverified",
+        "explanation": trajectory.certificate.explanation,
+        "integrator": "descent",
         "observed_at": "loss",
     }
+    doubts = [tuple(DOUBTS)[code] for code in dataset["doubt"].values]
+    assert doubts == trajectory.certificate.doubts == ["unconfirmed"] * 3 + ["not_reached"]
     for name in ("reached", "trusted", "contradicted"):
         assert dataset[name].dtype == bool
     np.testing.assert_array_equal(dataset["step"], trajectory.steps)
@@ -104,6 +114,7 @@ def test_tables_keep_every_digit(trajectory, tmp_path, kind, read):
         *(f"last_factor.{i}" for i in range(4)),
         "reached",
         "trusted",
+        "doubt",
         "contradicted",
     }
     for name, expected in [

@@ -11,11 +11,19 @@ from jax.custom_batching import sequential_vmap
 
 from factorflow._types import FloatArray, FloatScalar, Matrix, Vector
 
-__all__ = ["qr", "singular_values", "slogdet", "solve", "solve_smooth", "svd"]
+__all__ = [
+    "qr",
+    "singular_values",
+    "slogdet",
+    "solve",
+    "solve_smooth",
+    "svd",
+    "symmetric_eigenvalues",
+]
 
 
 @sequential_vmap
-def svd(matrix: Matrix) -> tuple[Matrix, FloatArray, Matrix]:
+def svd(matrix: Matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Full singular value decomposition `(left, values, right)`, `left @ diag(values) @ right`."""
     left, values, right = jnp.linalg.svd(matrix, full_matrices=True)
     return left, values, right
@@ -41,7 +49,7 @@ def _singular_values_jvp(primals, tangents):
 
 
 @sequential_vmap
-def qr(matrix: Matrix) -> tuple[Matrix, Matrix]:
+def qr(matrix: Matrix) -> tuple[FloatArray, FloatArray]:
     """Orthonormal basis and triangle."""
     basis, triangle = jnp.linalg.qr(matrix)
     return basis, triangle
@@ -52,6 +60,12 @@ def slogdet(matrix: Matrix) -> tuple[FloatScalar, FloatScalar]:
     """Sign and logarithm of the absolute determinant."""
     sign, log = jnp.linalg.slogdet(matrix)
     return sign, log
+
+
+@sequential_vmap
+def symmetric_eigenvalues(matrix: Matrix) -> FloatArray:
+    """Eigenvalues of a symmetric matrix, ascending."""
+    return jnp.linalg.eigvalsh(matrix)
 
 
 @sequential_vmap
@@ -67,7 +81,7 @@ def _inverse(matrix: Matrix) -> Matrix:
 
 @jax.custom_jvp
 def solve_smooth(matrix: Matrix, right_hand_side: Vector) -> Vector:
-    """The solution of a small well-conditioned system, cheaply differentiable in many directions."""
+    """The solution of a small well-conditioned system, with cheap derivatives in any direction."""
     return _inverse(matrix) @ right_hand_side
 
 

@@ -69,6 +69,7 @@ def prepare(
     dtype = _check_factors(problem, factorization, factors)
     dynamics = dynamics.resolve(problem, factorization, factors)
     observed_at, levels = observe.resolve(stop)
+    _check_resolvable(problem, dynamics, dtype, observed_at, levels, stop)
     timed = observed_at == "time" or stop.max_time is not None
     if timed and not dynamics.keeps_time(factors):
         raise ValueError(
@@ -122,6 +123,24 @@ def as_arrays(tree: Any, dtype) -> Any:
 
     # A solver's numbers are its own business: some must be Python's.
     return jax.tree.map(leaf_of, tree, is_leaf=is_solver)
+
+
+def _check_resolvable(problem, dynamics, dtype, observed_at, levels, stop) -> None:
+    """Refuse losses of a flow that rounding of the observed entries hides."""
+    if not dynamics.continuous:
+        return
+    values = getattr(problem, "values", None)
+    size = 1.0 if values is None else float(np.max(np.abs(values)))
+    least = (float(jnp.finfo(dtype).eps) * size) ** 2 / 2
+    losses = [*np.ravel(levels)] if observed_at == "loss" else []
+    losses += [] if stop.loss is None else [stop.loss]
+    for loss in losses:
+        if 0 < loss < least:
+            raise ValueError(
+                f"A loss of {loss:.3g} is below {least:.1g}, what {np.dtype(dtype)} resolves near "
+                f"observed entries of size {size:.3g}: ask for larger losses"
+                + ("." if dtype == jnp.float64 else ", or use float64.")
+            )
 
 
 def _check_factors(problem, factorization, factors) -> np.dtype:

@@ -2,12 +2,13 @@
 
 import functools
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
 
 import factorflow as ff
+import fields
 from factorflow._dynamics.end_to_end_flow import end_to_end_field
 from runs import (
     DTYPE,
@@ -33,26 +34,6 @@ RTOL = 1e-9 if X64 else 1e-5
 ALLOWED = 10 * (RTOL + 10 * EPS)
 
 
-def power(matrix, exponent: float, rank: int):
-    """Of a positive semidefinite matrix of known rank, with 0^0 = 1."""
-    if exponent == 0:
-        return np.eye(len(matrix))
-    values, vectors = scipy.linalg.eigh(matrix)
-    # What rounding leaves of zeros would be large as a root.
-    values[: len(values) - rank] = 0
-    return (vectors * values**exponent) @ vectors.T
-
-
-def field(product, gradient, depth: int, rank: int):
-    """The sum over layers, as written."""
-    total = np.zeros_like(product)
-    for layer in range(1, depth + 1):
-        left = power(product @ product.T, (depth - layer) / depth, rank)
-        right = power(product.T @ product, (layer - 1) / depth, rank)
-        total -= left @ gradient @ right
-    return total
-
-
 @pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2), (1, 3)], ids=str)
 def test_the_field_is_the_sum_over_layers(shape):
     product, gradient = draw([shape, shape], seed=1)
@@ -61,7 +42,7 @@ def test_the_field_is_the_sum_over_layers(shape):
     for depth in (1, 2, 3, 5):
         for matrix, rank in ((product, min(shape)), (identity, min(shape)), (singular, 1)):
             actual = end_to_end_field(jnp.asarray(matrix), jnp.asarray(gradient), depth)
-            expected = field(matrix.astype(float), gradient.astype(float), depth, rank)
+            expected = fields.end_to_end_field(matrix, gradient, depth, rank)
             # A singular value that should be zero rounds to EPS; powers of 2/depth and above occur.
             allowed = 100 * EPS + (20 * EPS ** (2 / depth) if rank < min(shape) else 0)
             np.testing.assert_allclose(actual, expected, rtol=0, atol=allowed)
@@ -95,7 +76,7 @@ def follow_case(name: str):
     trajectory = ff.simulate(
         made[0],
         fz,
-        ff.EndToEndFlow(rtol=RTOL, atol=RTOL / 100),
+        ff.EndToEndFlow("Tsit5", rtol=RTOL, atol=RTOL / 100),
         start,
         observe=ff.AtTimes(TIMES),
         stop=ff.Stop(max_time=float(TIMES[-1])),
@@ -107,6 +88,7 @@ def follow_case(name: str):
 @pytest.mark.parametrize("name", CASES)
 def test_the_product_moves_as_under_the_flow_of_balanced_factors(name):
     trajectory, reference, start = follow_case(name)
+    assert trajectory.stats["integrator"] == "Tsit5"
     expected = [compose(factors) for factors in integrate(reference, start, TIMES)]
     np.testing.assert_allclose(trajectory.measures["product"], expected, rtol=0, atol=ALLOWED)
     assert trajectory.measures["loss"][-1] < 0.5 * trajectory.measures["loss"][0]
@@ -123,6 +105,19 @@ def test_the_final_factors_are_balanced_factors_of_the_final_product(name):
     for gap in imbalance(factors):
         np.testing.assert_allclose(gap, 0, atol=64 * EPS)
     np.testing.assert_allclose(trajectory.measures["balancedness_gap"], 0, atol=64 * EPS)
+
+
+@pytest.mark.parametrize(
+    ("dim", "name"), [(2, "spectral"), (4, "split"), (13, "Tsit5")], ids=["2", "4", "13"]
+)
+def test_without_a_name_small_square_products_are_followed_as_by_gradient_flow(dim, name):
+    problem, fz = ff.razin_cohen_problem(dim), ff.DeepMatrix((dim, dim), 2)
+    factors = ff.balanced_factors(fz, np.eye(dim, dtype=DTYPE))
+    resolved = ff.EndToEndFlow(rtol=1e-6).resolve(problem, fz, factors)
+    assert resolved.integrator_name == name
+    if name != "Tsit5":
+        # Balanced factors are followed through their product either way.
+        assert eqx.tree_equal(resolved, ff.GradientFlow(rtol=1e-6).resolve(problem, fz, factors))
 
 
 def run(fz: ff.DeepMatrix, factors):

@@ -186,18 +186,17 @@ def test_every_integrator_follows_the_flow_to_its_tolerance(integrator):
         np.testing.assert_allclose(factor, right, rtol=0, atol=remembered * rtol)
 
 
-def test_the_default_integrator_is_the_stabilized_one():
+def test_without_a_name_flows_without_charts_get_the_stabilized_integrator():
     assert type(choose_integrator(None)) is INTEGRATORS["RKC2"]
 
 
 def test_default_tolerances_suit_the_dtype():
-    # Names from the default, so that it shares a compilation with nothing but itself.
     fz = ff.DeepMatrix((2, 2), depth=3)
     start = in_numpy(ff.balanced_factors(fz, GENERIC.astype(DTYPE)))
     trajectory = ff.simulate(
         ff.razin_cohen_problem(),
         fz,
-        ff.GradientFlow(),
+        ff.GradientFlow("RKC2"),
         on_device(start),
         observe=ff.AtLosses([0.1]),
         stop=ff.Stop(loss=0.1),

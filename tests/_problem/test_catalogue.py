@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
+from factorflow._problem import razin_cohen_parameters
 from tolerances import assert_close
 
 UNOBSERVED = np.nan
@@ -40,6 +41,7 @@ def unfolding_ranks(target) -> list[int]:
 REFERENCES = {
     ff.razin_cohen_problem: razin_cohen_table,
     ff.random_low_rank_problem: unfolding_ranks,
+    razin_cohen_parameters: razin_cohen_table,
 }
 
 
@@ -58,6 +60,43 @@ def test_razin_cohen_entries(dim, z, z_prime, eps):
     assert len(problem.values) == dim * dim - 1
     assert problem.shape == (dim, dim)
     assert problem.target is None
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+@pytest.mark.parametrize(("z", "z_prime", "eps"), [(1.0, 1.0, 0.0), (-2.0, 0.5, 0.25)])
+def test_razin_cohen_parameters_are_read_off_the_observations(dim, z, z_prime, eps):
+    table = REFERENCES[razin_cohen_parameters](dim, z, z_prime, eps)
+    known = list(zip(*np.nonzero(~np.isnan(table)), strict=True))
+    # In any order, and from whatever made the problem.
+    problem = ff.Completion((dim, dim), known[::-1], [table[index] for index in known[::-1]])
+    assert razin_cohen_parameters(problem) == (dim, z, z_prime, eps)
+
+
+def changed(**changes) -> ff.Completion:
+    table = razin_cohen_table(5, 1.0, 1.0, 0.0)
+    for index, value in changes.pop("entries", {}).items():
+        table[index] = value
+    known = list(zip(*np.nonzero(~np.isnan(table)), strict=True))
+    return ff.Completion((5, 5), known, [table[index] for index in known], **changes)
+
+
+OTHERS = {
+    "an observed corner": changed(entries={(0, 0): 3.0}),
+    "another hidden entry": changed(entries={(0, 1): UNOBSERVED}),
+    "another diagonal": changed(entries={(3, 3): 2.0}),
+    "an entry off the diagonal": changed(entries={(4, 2): 1e-3}),
+    "another penalty": changed(loss="huber"),
+    "another normalization": changed(normalization="mean"),
+    "not square": ff.Completion((2, 3), [[0, 1]], [1.0]),
+    "order 1": ff.Completion((1, 1), [[0, 0]], [1.0]),
+    "sensing": ff.Sensing(np.eye(4)[1:].reshape(3, 2, 2), [1.0, 1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("problem", OTHERS.values(), ids=OTHERS)
+def test_other_problems_have_no_razin_cohen_parameters(problem):
+    assert razin_cohen_parameters(changed()) == (5, 1.0, 1.0, 0.0)
+    assert razin_cohen_parameters(problem) is None
 
 
 def test_razin_cohen_defaults():

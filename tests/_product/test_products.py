@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow._product import AbstractProduct
+from factorflow._product import AbstractProduct, Spectral
 from tolerances import assert_close
 
 
@@ -30,8 +30,36 @@ def array_of_factored(product: ff.Factored) -> np.ndarray:
     return result
 
 
+def array_of_spectral(product: Spectral) -> np.ndarray:
+    """From singular values and random bases: the entries that were given are not looked at."""
+    values = np.exp(np.asarray(product.log_values, np.float64))
+    left, right = bases(values.size)
+    return (left * values) @ right
+
+
+def bases(dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Orthogonal matrices of determinant -1 and 1."""
+    rng = np.random.default_rng(dim)
+    left, right = (np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(2))
+    left[:, 0] *= -np.linalg.det(left)
+    right[:, 0] *= np.linalg.det(right)
+    return left, right
+
+
 # What each product is, computed with numpy in double precision.
-REFERENCES = {ff.Dense: array_of_dense, ff.Factored: array_of_factored}
+REFERENCES = {
+    ff.Dense: array_of_dense,
+    ff.Factored: array_of_factored,
+    Spectral: array_of_spectral,
+}
+
+
+def spectral(values, dtype, array=None) -> Spectral:
+    """With a negative determinant."""
+    left, right = bases(len(values))
+    array = (left * values) @ right if array is None else array
+    logs = jnp.log(jnp.asarray(values, dtype))
+    return Spectral(jnp.asarray(array, dtype), logs, jnp.asarray(-1, dtype))
 
 
 def products(dtype) -> list[AbstractProduct]:
@@ -44,6 +72,7 @@ def products(dtype) -> list[AbstractProduct]:
         ff.Dense(jnp.asarray(rng.standard_normal((3, 3)), dtype)),
         ff.Dense(jnp.asarray(rng.standard_normal((2, 3, 4)), dtype)),
         *(ff.Factored(fz, factors_of(fz, seed, dtype)) for seed, fz in enumerate(factorizations)),
+        spectral([2.0, 0.5, 0.1], dtype),
     ]
 
 
@@ -51,7 +80,7 @@ def test_every_product_is_among_the_examples(dtype):
     assert {type(product) for product in products(dtype)} == set(REFERENCES)
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_views(index, dtype):
     product = products(dtype)[index]
     expected = REFERENCES[type(product)](product)
@@ -77,6 +106,14 @@ def test_views(index, dtype):
         np_sign, np_log = np.linalg.slogdet(expected)
         assert float(sign) == np_sign
         assert_close(log, np_log, "linear_algebra")
+
+
+def test_singular_values_below_the_rounding_of_the_entries_are_kept(dtype):
+    product = spectral([2.0, 1e-30], dtype)
+    np.testing.assert_array_equal(product.log_singular_values(), product.log_values)
+    sign, log = product.log_determinant()
+    assert float(sign) == -1
+    assert_close(log, math.log(2e-30), scale=70.0)
 
 
 def test_determinant_of_a_matrix_of_order_one(dtype):

@@ -20,6 +20,7 @@ EXAMPLES = [
     ff.Balanced(product=[[1.0, 0.5], [0.0, 2.0]]),
     ff.Gaussian(factor_scale=0.1),
     ff.Identity(product_scale=0.1, determinant="negative"),
+    ff.Imbalanced(product_scale=0.1, imbalance=1e-3),
     ff.Orthogonal(product_scale=0.1),
     ff.EndToEndFlow("Tsit5", rtol=1e-6),
     ff.GradientDescent(0.1, batch_size=2, label_noise=0.5),

@@ -59,15 +59,15 @@ def test_a_run_agrees_with_simulate(runs, store):
 def test_one_compilation_per_structure(tmp_path, monkeypatch):
     """Two depths with many learning rates, scales, seeds and levels are two structures."""
     traced = []
-    from factorflow import _simulate
+    from factorflow import _follow
 
-    original = _simulate._start
+    original = _follow._start
 
     def counted(spec):
         traced.append(spec.factorization.depth)
         return original(spec)
 
-    monkeypatch.setattr(_simulate, "_start", counted)
+    monkeypatch.setattr(_follow, "_start", counted)
     jax.clear_caches()
     runs = sweep(
         base(measures=["loss"]),
@@ -90,26 +90,26 @@ def test_each_lane_stops_on_its_own(store, runs):
 
 
 def test_running_again_computes_nothing(runs, store, monkeypatch):
-    monkeypatch.setattr(module, "follow", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(module, "follow_certified", lambda *_: pytest.fail("ran again"))
     run(runs, Store(store.path), progress=False)
 
 
 def test_an_interrupted_run_keeps_finished_batches_and_resumes(tmp_path, monkeypatch):
     runs = sweep(base(), seed=range(6))
-    original, calls = module.follow, []
+    original, calls = module.follow_certified, []
 
-    def interrupted(specs, width):
+    def interrupted(specs, width, certify):
         calls.append(len(specs))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(specs, width)
+        return original(specs, width, certify)
 
-    monkeypatch.setattr(module, "follow", interrupted)
+    monkeypatch.setattr(module, "follow_certified", interrupted)
     with ThreadPoolExecutor(1) as one, pytest.raises(KeyboardInterrupt):
         run(runs, tmp_path / "store", executor=one, chunk=2, progress=False)
     # The first batch is in; a third, in flight at the interruption, may be.
     assert len(Store(tmp_path / "store")) in (2, 4)
-    monkeypatch.setattr(module, "follow", original)
+    monkeypatch.setattr(module, "follow_certified", original)
     finished = run(runs, tmp_path / "store", chunk=2, progress=False)
     assert len(finished) == 6
     assert not list((tmp_path / "store").rglob("*.tmp"))

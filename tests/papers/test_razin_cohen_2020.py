@@ -65,12 +65,37 @@ def _entry_for_low_loss(dataset):
     return dataset.assign({"entry[0,0]": (dataset["entry[0,0]"].dims, values)})
 
 
+def _untrusted(dataset):
+    """One row in doubt."""
+    trusted = dataset["trusted"].values.copy()
+    kinds = dataset["dynamics.kind"].values
+    trusted[np.argmax(kinds == "GradientFlow"), 3] = False
+    return dataset.assign(trusted=(dataset["trusted"].dims, trusted))
+
+
+def _scaled_at(name, factor, level, **axes):
+    """Multiply a variable at one loss in the runs with these axes."""
+
+    def mutate(dataset):
+        keep = np.isclose(dataset["level"].values, level, rtol=1e-6)
+        for axis, value in axes.items():
+            keep &= (dataset[axis.replace("__", ".")].values == value)[:, None]
+        assert keep.any()
+        values = dataset[name].values.copy()
+        values[keep] *= factor
+        return dataset.assign({name: (dataset[name].dims, values)})
+
+    return mutate
+
+
 MUTATIONS = {
     "deep_matrix_factorization.bounds": _entry_for_low_loss,
     "deep_matrix_factorization.frontier": _scaled("entry[0,0]", 1.02, factorization__depth=3),
     "deep_matrix_factorization.norms_diverge": _flat_tail("schatten_norm[0.5]", 2e-4),
     "deep_matrix_factorization.effective_rank_falls": _flat_tail("effective_rank_excess", 1e-2),
     "deep_matrix_factorization.effective_rank_tenfold": _flat_tail("effective_rank_excess", 1e-3),
+    "deep_matrix_factorization.flow_norms_diverge": _flat_tail("nuclear_norm", 1e-11),
+    "deep_matrix_factorization.certified": _untrusted,
     "deep_matrix_factorization.plateau_float64": _scaled("entry[0,0]", 10, dtype="float64"),
     "deep_matrix_factorization.plateau_float32": _scaled(
         "determinant_sign", 0, dtype="float32", seed=5
@@ -78,11 +103,25 @@ MUTATIONS = {
     "negative_determinant.converges": lambda dataset: _scaled(
         "max_norm", dataset["loss"].values[:1] ** -0.5
     )(dataset),
+    "negative_determinant.flow_converges": _scaled_at("nuclear_norm", 1.06, 1e-8),
+    "slow_manifold.reference": _scaled_at("entry[0,0]", 1 + 1e-10, 1e-6, task__eps=0.05),
+    "slow_manifold.certified": _untrusted,
+    "slow_manifold.entry": _scaled_at("entry[0,0]", 1 + 1e-9, 1e-6, factorization__depth=3),
+    "slow_manifold.sigma2": _scaled_at(
+        "log_singular_values", 1 + 1e-4, 1e-12, factorization__depth=3, seed=0
+    ),
+    "slow_manifold.time": _scaled_at("time", 1.001, 1e-12, factorization__depth=2),
+    "escape_horizon.exponent": _scaled("entry[0,0]", 2, initializer__imbalance=1e-8),
+    "escape_horizon.scale": _scaled("entry[0,0]", 30, initializer__imbalance=1e-5),
+    "escape_horizon.saturates": _scaled_at("entry[0,0]", 1.1, 1e-14, initializer__imbalance=1e-6),
+    "step_size.first_order": _scaled("entry[0,0]", 1 + 1e-3, dynamics__kind="GradientFlow"),
     "perturbed.bounds": _entry_for_low_loss,
     "perturbed.limit": _scaled("entry[0,0]", 0.97, task__eps=0.5),
     "perturbed.diverges": _flat_tail("entry[0,0]", 1e-2),
     "dimension.bounds": _entry_for_low_loss,
     "dimension.norms_diverge": _scaled("nuclear_norm", np.nan, task__dim=3),
+    "dimension.certified": _untrusted,
+    "dimension.no_square_root_bound": _scaled_at("effective_rank_excess", 0.5, 1e-8, task__dim=3),
 }
 
 

@@ -26,17 +26,22 @@ class GradientFlow(AbstractFlow):
 
     **Arguments:**
 
-    - `integrator`: a diffrax solver, the name of one (`"Tsit5"`, `"Dopri8"`, `"Kvaerno5"`,
-        `"RKC2"`, ...), or `None` for the stabilized explicit `RKC2`. A method of higher order
-        (`"Dopri8"`) is the better choice for tolerances below 1e-9.
-    - `rtol`, `atol`: relative and absolute tolerance per step. `None` takes 1e-8 and 1e-10 in
-        double precision, 1e-4 and 1e-6 in single.
+    - `integrator`: `None` chooses from the structure of problem and factors, and
+        `trajectory.stats["integrator"]` says what: `"spectral"` for balanced 2x2 factors of depth 2
+        or more, `"split"` for balanced d x d factors up to d = 12, `"radau"` for other
+        factorizations with up to 48 numbers, `"RKC2"` (stabilized explicit) for all others. Any of
+        them can be asked for by name, and so can `"Tsit5"`, `"Dopri8"`, `"Kvaerno5"`, ... or a
+        diffrax solver be given.
+    - `rtol`, `atol`: relative and absolute tolerance per step. `None` takes 1e-10, 1e-9 and 1e-12
+        for `"spectral"`, `"split"` and `"radau"`, which have no absolute one; 1e-8 and 1e-10 for
+        diffrax solvers in double precision. In single precision 1e-5, and 1e-4 and 1e-6.
 
-    Levels and times are hit exactly, by repeating part of the last step.
+    Levels and times are hit exactly. `"spectral"` and `"split"` keep the sign of the determinant by
+    construction. Near the solutions of problems whose determinant must not change sign, every
+    method that follows the factors eventually leaves the true flow (at depth 2 near a loss of 3e-3,
+    whatever its tolerance): read `trajectory.certificate` before believing a curve.
 
-    Near the solutions of problems whose determinant must not change sign, every method that
-    follows the factors eventually leaves the true flow (at depth 2 near a loss of 3e-3, whatever
-    its tolerance): read `trajectory.certificate` before believing a curve.
+    **Raises:** `ValueError` where the factors do not fit the integrator asked for by name.
 
     !!! example
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from factorflow._linalg import symmetric_eigenvalues
 from factorflow._measure.base import measure
 from factorflow._measure.snapshot import Snapshot
 from factorflow._types import FloatScalar
@@ -23,7 +24,7 @@ def balancedness_gap(snapshot: Snapshot) -> FloatScalar:
     if snapshot.factorization is None:
         raise ValueError("balancedness_gap needs factors; this run follows the product alone.")
     gaps = [
-        jnp.max(jnp.abs(jnp.linalg.eigvalsh(matrix)))
+        jnp.max(jnp.abs(symmetric_eigenvalues(matrix)))
         for matrix in snapshot.factorization.conserved(snapshot.factors)
     ]
     if not gaps:

@@ -31,6 +31,7 @@ from factorflow._product import Dense, Spectral, log_determinant
 from factorflow._types import (
     BoolScalar,
     Factors,
+    FloatArray,
     FloatScalar,
     Matrix,
     Vector,
@@ -275,7 +276,7 @@ def _turned(vector: Vector, turn: Vector) -> tuple[Vector, Matrix]:
     return velocity, rotation[:, :-1].T @ moved[:, :-1]
 
 
-def _rotate_block(g: Matrix, outer: Matrix, inner: Matrix) -> Matrix:
+def _rotate_block(g: FloatArray, outer: FloatArray, inner: FloatArray) -> FloatArray:
     block = outer.T @ g[:-1, :-1] @ inner.T
     column = outer.T @ g[:-1, -1:]
     row = g[-1:, :-1] @ inner.T

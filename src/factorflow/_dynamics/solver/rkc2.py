@@ -146,8 +146,12 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         f0, jumped = solver_state.derivative, jnp.asarray(made_jump)
         if made_jump is not False:
             # A loop of length 0 or 1 and not a `lax.cond`, which under `vmap` pays for both sides.
-            _, f0 = lax.while_loop(
-                lambda carry: carry[0], lambda _: (jnp.asarray(False), field(t0, y)), (jumped, f0)
+            # `y` goes through it and changes: what a loop does not change is moved out of it, and
+            # would be computed in any case.
+            _, _, f0 = lax.while_loop(
+                lambda carry: carry[0],
+                lambda carry: (jnp.asarray(False), jnp.zeros_like(carry[1]), field(t0, carry[1])),
+                (jumped, y, f0),
             )
 
         # Controllers shrink a step by 10% or more if they reject it and never otherwise, except to
