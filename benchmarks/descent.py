@@ -9,7 +9,7 @@ from plain_loops import numpy_loop, torch_loop
 from timing import Row, best_of
 
 import factorflow as ff
-from factorflow._simulate import follow
+from factorflow._follow import follow
 from factorflow._spec import prepare
 
 RATE = 6e-3

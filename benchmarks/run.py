@@ -4,11 +4,12 @@ import sys
 
 import descent
 import figures
+import flows
 import jax
 import startup
 from timing import table
 
-PARTS = {"startup": startup, "descent": descent, "figures": figures}
+PARTS = {"startup": startup, "descent": descent, "flows": flows, "figures": figures}
 
 
 def main() -> None:

@@ -277,12 +277,18 @@ CHANGES = {
 }
 
 
+@functools.cache
+def recharted(name: str):
+    charts, fz = Balanced2x2(PROBLEMS[name]), ff.DeepMatrix((2, 2), 3)
+    return jax.jit(lambda position: charts.recharted(PROBLEMS[name], fz, position))
+
+
 @pytest.mark.parametrize(("name", "kind", "point", "to"), CHANGES.values(), ids=CHANGES)
 def test_changing_the_chart_keeps_the_product(name, kind, point, to):
     problem, fz = PROBLEMS[name], ff.DeepMatrix((2, 2), 3)
     charts, positions = stacked(name, kind, (point,))
     position = jax.tree.map(lambda leaf: leaf[0], positions)
-    following, changed = charts.recharted(problem, fz, position)
+    following, changed = recharted(name)(position)
     assert (int(following.kind), bool(changed)) == (to, to != kind)
     before, after = (
         charts.charts[int(p.kind)].product(problem, fz, p.y, p.frame) for p in (position, following)
@@ -291,16 +297,14 @@ def test_changing_the_chart_keeps_the_product(name, kind, point, to):
     np.testing.assert_allclose(after.log_values, before.log_values, rtol=0, atol=32 * EPS)
     assert after.sign == before.sign == point.sign
     # Once there, it stays there.
-    again, changed = charts.recharted(problem, fz, following)
+    again, changed = recharted(name)(following)
     assert not changed
     np.testing.assert_array_equal(again.y, following.y)
 
 
 def test_the_residual_chart_is_left_where_the_last_entry_has_arrived():
-    charts, positions = stacked("perturbed", RESIDUAL, (ARRIVED,))
-    position = jax.tree.map(lambda leaf: leaf[0], positions)
-    fz = ff.DeepMatrix((2, 2), 3)
-    following, changed = charts.recharted(PERTURBED, fz, position)
+    _, positions = stacked("perturbed", RESIDUAL, (ARRIVED,))
+    following, changed = recharted("perturbed")(jax.tree.map(lambda leaf: leaf[0], positions))
     assert changed and int(following.kind) == SPECTRAL
 
 

@@ -52,14 +52,12 @@ def draw_runs(
 
 
 def believed(run: "xr.Dataset") -> np.ndarray:
-    """Which rows to draw as gradient flow: trusted ones, or all that nothing speaks against.
+    """Which rows to draw as gradient flow: trusted ones, and those nobody has looked into.
 
-    A run that nothing confirms and nothing refutes (descent without companions) is drawn as it is.
+    Descent without companions is drawn as it is where no invariant speaks against it.
     """
-    trusted = np.asarray(run["trusted"])
-    if str(run["verdict"].item()) == "unverified" and not trusted.any():
-        return ~np.asarray(run["contradicted"])
-    return trusted
+    unconfirmed = np.asarray(run["doubt"]) == tuple(DOUBTS).index("unconfirmed")
+    return np.asarray(run["trusted"]) | unconfirmed
 
 
 def _doubt(run: "xr.Dataset") -> str:

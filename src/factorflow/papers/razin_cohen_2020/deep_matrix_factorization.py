@@ -42,6 +42,7 @@ PLATEAU_SEEDS = 32
 def experiments(scale: str) -> list[Experiment]:
     """Descent with the published settings, its flows, and the many seeds of the depth-2 plateau."""
     quick = scale == "quick"
+    certify = "cheap" if quick else "full"
     seeds = range(32) if scale == "beyond" else range(1)
     runs = []
     for depth in (2, 3, 4) if quick else (2, 3, 4, 5, 6):
@@ -52,17 +53,17 @@ def experiments(scale: str) -> list[Experiment]:
                 starts = initializers(product_scale, "positive")
                 for start in starts.values():
                     descent = GradientDescent(rate)
-                    certify = "cheap" if quick else "full"
                     runs.append(experiment(depth, start, descent, seed=seed, certify=certify))
                 runs.append(flow_experiment(depth, starts["balanced"], seed=seed))
             if depth == 3:
                 # The rate at which the effective rank falls sets in late for smaller starts.
                 start = initializers(1e-3, "positive")["balanced"]
                 runs.append(flow_experiment(depth, start, seed=seed))
-    return unique(runs + _plateau())
+    return unique(runs + _plateau(certify))
 
 
-def _plateau() -> list[Experiment]:
+def _plateau(certify: str) -> list[Experiment]:
+    """Many seeds; the first is the published curve, and certified as that is."""
     return [
         experiment(
             2,
@@ -70,6 +71,7 @@ def _plateau() -> list[Experiment]:
             GradientDescent(rate),
             seed=seed,
             dtype=dtype,
+            certify=certify if seed == 0 and dtype == "float64" else "cheap",
         )
         for dtype in ("float64", "float32")
         for rate, product_scale in SETTINGS[2]
