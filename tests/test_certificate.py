@@ -3,58 +3,105 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow._certificate import VERDICTS, certify_from_invariants
+from factorflow._certificate import VERDICTS
 from factorflow._certify import follow_certified as follow
+from factorflow._evidence import Comparison, Witness, judge
+from factorflow._results import RESULTS
 from factorflow._spec import prepare
 from factorflow.reference import frontier_entry
 from runs import DTYPE, EPS
 
-# --- The rule
+# --- The rule, on made-up records
+
+PROBLEM, FZ = ff.razin_cohen_problem(), ff.DeepMatrix((2, 2), depth=3)
+LOSSES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
-def certificate(signs, reached=None, **changes) -> ff.Certificate:
-    numbers = {
+def spec(dynamics=None):
+    """A run of four rows; only its kind matters to the rule."""
+    return prepare(
+        PROBLEM,
+        FZ,
+        ff.GradientDescent(1e-2) if dynamics is None else dynamics,
+        ff.Balanced(product_scale=1e-2, determinant="positive")(FZ, jax.random.key(0)),
+        observe=ff.AtLosses(LOSSES),
+        stop=ff.Stop(loss=LOSSES[-1]),
+        measures=["loss"],
+    )
+
+
+def sample():
+    """Products a little above the theorem's bound."""
+    r = np.sqrt(2 * np.array(LOSSES))
+    entry = 1.1 * (1 / r - r)
+    return np.stack([entry, np.ones(4), np.ones(4), r], axis=1).astype(DTYPE)
+
+
+def witness(signs=(1, 1, 1, 1), rows=(), **changes) -> Witness:
+    run = {
+        "initial_sign": 1.0,
         "gap": 1e-2 * EPS,
         "drift": 1e-3,
         "initial_scale": 1e-2,
         "scale": 1e1,
-        "initial_sign": 1.0,
+        "steps": 100,
     }
-    arrays = {name: jnp.asarray(value, DTYPE) for name, value in (numbers | changes).items()}
-    signs = jnp.asarray(signs, DTYPE)
-    reached = jnp.ones(len(signs), bool) if reached is None else jnp.asarray(reached)
-    return certify_from_invariants(steps=jnp.asarray(100), signs=signs, reached=reached, **arrays)
+    record = {
+        "sample": sample(),
+        "loss": np.asarray(LOSSES, DTYPE),
+        "sign": np.asarray(signs, DTYPE),
+        "drift": np.zeros(4, DTYPE),
+        "smallest": np.ones(4, DTYPE),
+        "energy": np.full(4, np.nan, DTYPE),
+    }
+    return Witness({**record, **dict(rows)}, {**run, **changes})
+
+
+def certificate(
+    record: Witness, companions=(), reached=(True,) * 4, dynamics=None, result=RESULTS.loss_reached
+) -> ff.Certificate:
+    times = np.arange(4).astype(DTYPE)
+    compared = [
+        Comparison(kind, {"sample": sample() * (1 + np.asarray(error)[:, None])}, times, there)
+        for kind, error, there in companions
+    ]
+    return judge(spec(dynamics), np.asarray(reached), times, result, record, compared)
+
+
+def companion(kind="companion_error", error=(0.0,) * 4, reached=(True,) * 4):
+    return kind, error, np.asarray(reached)
 
 
 def test_a_kept_sign_proves_nothing():
-    kept = certificate([1.0, 1.0, 1.0])
+    kept = certificate(witness())
     assert kept.verdict == "unverified"
+    assert kept.doubts == ["unconfirmed"] * 4
     assert not kept.contradicted.any()
     assert not kept.trusted.any()
-    assert not kept.evidence["determinant_sign_changed"]
     assert "nothing independent confirms" in kept.explanation
 
 
 @pytest.mark.parametrize("initial_sign", [1.0, -1.0])
 def test_a_lost_sign_contradicts_the_rows_from_there_on(initial_sign):
     signs = initial_sign * np.array([1.0, -1.0, 1.0, -1.0])
-    lost = certificate(signs, initial_sign=initial_sign)
+    lost = certificate(witness(signs, initial_sign=initial_sign))
     # A sign that returns does not restore the flow.
-    assert lost.contradicted.tolist() == [False, True, True, True]
+    assert lost.contradicted.tolist()[:2] == [False, True]
+    assert lost.contradicted[1:].all()
     assert lost.evidence["determinant_sign_changed"]
     assert "determinant must keep its sign" in lost.explanation
     assert "0.001" in lost.explanation
 
 
 def test_rows_that_were_not_reached_are_not_accused():
-    unreached = certificate([1.0, -1.0, np.nan], reached=[True, False, False])
+    unreached = certificate(witness((1, -1, -1, np.nan)), reached=(True, False, False, False))
     assert not unreached.contradicted.any()
     assert unreached.verdict == "unverified"
+    assert unreached.doubts[1:] == ["not_reached"] * 3
 
 
 @pytest.mark.parametrize(
@@ -62,8 +109,8 @@ def test_rows_that_were_not_reached_are_not_accused():
     # Rounding explains up to 30 EPS scale sqrt(steps) = 3000 EPS.
     [(1e3 * EPS, "rounding_limited"), (1e4 * EPS, "step_limited")],
 )
-def test_the_drift_of_the_balance_names_the_cause(drift, verdict):
-    lost = certificate([1.0, -1.0], drift=drift)
+def test_without_companions_the_drift_of_the_balance_names_the_cause(drift, verdict):
+    lost = certificate(witness((1, -1, -1, -1), drift=drift))
     assert lost.verdict == verdict
     assert ("rounding" if verdict == "rounding_limited" else "step size") in lost.explanation
 
@@ -71,7 +118,7 @@ def test_the_drift_of_the_balance_names_the_cause(drift, verdict):
 def test_unbalanced_starts_may_lose_the_sign():
     # An imbalance far above the rounding of the start, even where it is below that of the end.
     gap = 1e-2
-    lost = certificate([1.0, -1.0], gap=gap, scale=gap / EPS)
+    lost = certificate(witness((1, -1, -1, -1), gap=gap, scale=gap / EPS))
     assert lost.evidence["determinant_sign_changed"]
     assert not lost.contradicted.any()
     assert lost.verdict == "unverified"
@@ -80,7 +127,68 @@ def test_unbalanced_starts_may_lose_the_sign():
 @pytest.mark.parametrize("initial_sign", [0.0, 1.0])
 def test_no_sign_can_be_lost_from_or_at_zero(initial_sign):
     # Products that are not square report zeros; a singular product is no change of sign.
-    assert not certificate([0.0, 0.0], initial_sign=initial_sign).contradicted.any()
+    kept = certificate(witness((0, 0, 0, 0), initial_sign=initial_sign))
+    assert not kept.contradicted.any()
+
+
+def test_companions_that_agree_make_a_run_faithful():
+    both = [companion(error=(4e-3,) * 4), companion("flow_error", (9e-3,) * 4)]
+    agreed = certificate(witness(), both)
+    assert agreed.verdict == "flow_faithful"
+    assert agreed.trusted.all()
+    assert agreed.evidence["flow_error"] == pytest.approx(9e-3, rel=1e-2)
+    assert np.isnan(agreed.evidence["wider_dtype_error"])
+    assert "confirmed" in agreed.explanation
+
+
+def test_half_the_step_moves_a_curve_by_half_of_its_error():
+    moved = certificate(witness(), [companion(error=(0, 0, 6e-3, 6e-3))])
+    assert moved.doubts == ["none", "none", "companion", "companion"]
+    assert moved.verdict == "step_limited"
+
+
+def test_what_moves_a_curve_more_limits_it():
+    by_step = companion(error=(0, 0, 0.02, 0.02))
+    by_rounding = companion("wider_dtype_error", (0, 0, 0.3, 0.3))
+    assert certificate(witness(), [by_step, by_rounding]).verdict == "rounding_limited"
+    by_step = companion(error=(0, 0, 0.5, 0.5))
+    assert certificate(witness(), [by_step, by_rounding]).verdict == "step_limited"
+
+
+def test_a_companion_that_did_not_get_there_says_nothing():
+    short = certificate(witness(), [companion(reached=(True, True, False, False))])
+    assert short.doubts == ["none", "none", "unconfirmed", "unconfirmed"]
+    assert short.verdict == "unverified"
+
+
+def test_a_violated_bound_is_a_contradiction():
+    low = sample()
+    low[2, 0] = 20.0  # the bound is 22.3 at a loss of 1e-3
+    broken = certificate(witness(rows={"sample": low}.items()), [companion()])
+    assert broken.doubts[2:] == ["static_bound"] * 2
+    assert broken.evidence["bound_violations"] == 1
+    assert broken.contradicted[2]
+    assert broken.verdict in ("step_limited", "rounding_limited")
+
+
+def test_a_broken_energy_identity_is_a_doubt():
+    energy = np.array([0, 0, 0.1, 0.1], DTYPE)
+    flow = ff.GradientFlow("spectral")
+    record = witness(rows={"energy": energy}.items())
+    wrong = certificate(record, [companion()], dynamics=flow)
+    assert wrong.doubts[2:] == ["energy"] * 2
+    assert wrong.verdict == "unverified"
+
+
+def test_drift_is_judged_beside_the_smallest_singular_value():
+    drifted = witness(rows={"drift": np.array([0, 0, 1e-2, 1e-2], DTYPE)}.items())
+    wrong = certificate(drifted, [companion()], dynamics=ff.GradientFlow("radau"))
+    assert wrong.doubts[2:] == ["drift"] * 2
+
+
+def test_a_run_that_failed_is_not_faithful():
+    stuck = certificate(witness(), [companion()], result=RESULTS.step_size_underflow)
+    assert stuck.verdict == "unverified"
 
 
 def test_verdicts_are_four():
@@ -178,3 +286,70 @@ def test_depth_3_is_not_accused():
     ratios = entries / np.asarray(frontier_entry(trajectories.measures["loss"]))
     assert np.all(ratios > 1 - 100 * EPS)
     assert np.all(ratios < [1.04, 1.003, 1.003, 1.003])
+
+
+# --- Companion runs
+
+
+def certified(depth, dynamics, factors, levels, certify="full") -> ff.Trajectory:
+    return ff.simulate(
+        PROBLEM,
+        ff.DeepMatrix((2, 2), depth),
+        dynamics,
+        factors,
+        observe=ff.AtLosses(levels),
+        stop=ff.Stop(loss=levels[-1], max_steps=3_000_000),
+        measures=["entry[0,0]"],
+        certify=certify,
+    )
+
+
+def balanced(depth: int, scale: float, dtype: str = "float64"):
+    factors = ff.Balanced(product_scale=scale, determinant="positive")(
+        ff.DeepMatrix((2, 2), depth), jax.random.key(0)
+    )
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), factors)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    ("dtype", "verdict"), [("float64", "step_limited"), ("float32", "rounding_limited")]
+)
+def test_companions_name_what_limits_depth_2(dtype, verdict):
+    trajectory = certified(2, ff.GradientDescent(6e-3), balanced(2, 1e-5, dtype), LEVELS[2])
+    assert trajectory.certificate.verdict == verdict
+    # The certified flow from the same start reaches 70.7, eight times as high and more.
+    assert trajectory.certificate.evidence["flow_error"] > 7
+    assert not trajectory.certificate.trusted[-1]
+
+
+@pytest.mark.x64
+def test_depth_3_is_confirmed_by_the_flow():
+    trajectory = certified(3, ff.GradientDescent(3e-3), balanced(3, 1e-5), LEVELS[3])
+    assert trajectory.certificate.verdict == "flow_faithful"
+    # First order: half the step moves the curve by half of its distance from the flow, or less
+    # where the row of a descent lies below its level.
+    evidence = trajectory.certificate.evidence
+    assert evidence["companion_error"] < evidence["flow_error"] < 5e-3
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("integrator", ["radau", "Kvaerno5"])
+def test_stiff_solvers_in_factor_space_are_caught_at_depth_2(integrator):
+    flow = ff.GradientFlow(integrator)
+    trajectory = certified(2, flow, balanced(2, 1e-3), LEVELS[2], certify="cheap")
+    assert abs(trajectory.measures["entry[0,0]"][-1]) < 13
+    assert trajectory.certificate.verdict in ("step_limited", "rounding_limited")
+    assert trajectory.certificate.doubts[-1] == "determinant_sign"
+    assert trajectory.certificate.contradicted[-1]
+
+
+@pytest.mark.x64
+def test_a_companion_too_coarse_to_agree_is_caught(monkeypatch):
+    from factorflow._dynamics import collocation
+
+    monkeypatch.setattr(collocation, "_COMPANION", 1e9)
+    flow = ff.GradientFlow("radau")
+    trajectory = certified(2, flow, balanced(2, 1e-3), LEVELS[2], certify="cheap")
+    assert trajectory.certificate.evidence["companion_error"] > 1e-6
+    assert trajectory.certificate.doubts[0] == "companion"

@@ -43,8 +43,8 @@ _ROUNDING_MARGIN = 30.0
 class Witness(eqx.Module):
     """The record: `rows` holds an array per name with rows first, `run` a scalar per name."""
 
-    rows: dict[str, jax.Array]
-    run: dict[str, jax.Array]
+    rows: dict[str, Any]
+    run: dict[str, Any]
 
 
 class Comparison(eqx.Module):

@@ -16,12 +16,12 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import Factored
-from factorflow._types import BoolScalar, Factors, FloatScalar, Matrix, Vector
+from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, Vector
 
 __all__ = ["FactorSpace"]
 
 # The hidden bases, from the first layer on; none for other factorizations.
-_Frame = tuple[Matrix, ...]
+_Frame = tuple[FloatArray, ...]
 
 
 class _Factors(AbstractChart):
@@ -89,7 +89,7 @@ def _aligned(fz: AbstractFactorization, y: Vector, frame: _Frame) -> Position:
     return Position(_flat(_turned(factors, tuple(turns))), jnp.zeros((), jnp.int32), frame)
 
 
-def _turned(factors: Factors, turns: tuple[Matrix, ...]) -> Factors:
+def _turned(factors: Factors, turns: _Frame) -> Factors:
     """$Q_j W_j Q_{j-1}^\\top$ for the given hidden turns; the outer bases stay."""
     if not turns:
         return factors
