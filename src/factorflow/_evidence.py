@@ -150,7 +150,10 @@ def judge(
         doubts.add("unconfirmed", reached)
 
     largest = {kind: _largest_finite(error[reached]) for kind, error in errors.items()}
-    code = _verdict(doubts.codes, reached, run, errors, dtype, bool(failed(result)))
+    # Where balance holds by construction, the drift of the reported factors says nothing.
+    explained = _ROUNDING_MARGIN * np.finfo(dtype).eps * run["scale"] * math.sqrt(1 + run["steps"])
+    rounding = not spec.dynamics.balanced and run["drift"] <= explained
+    code = _verdict(doubts.codes, reached, errors, rounding, bool(failed(result)))
     evidence = {
         "balancedness_gap": run["gap"],
         "balancedness_drift": run["drift"],
@@ -182,7 +185,7 @@ class _Doubts:
         self.codes = np.where((self.codes == 0) & rows, code, self.codes).astype(np.int32)
 
 
-def _verdict(codes, reached, run, errors, dtype, has_failed: bool) -> int:
+def _verdict(codes, reached, errors, rounding: bool, has_failed: bool) -> int:
     names = tuple(DOUBTS)
     if reached.any() and not codes[reached].any() and not has_failed:
         return VERDICTS.index("flow_faithful")
@@ -196,9 +199,6 @@ def _verdict(codes, reached, run, errors, dtype, has_failed: bool) -> int:
             for kind in ("companion_error", "wider_dtype_error")
         )
         rounding = bool(by_rounding > by_step)
-    else:
-        steps = math.sqrt(1 + run["steps"])
-        rounding = run["drift"] <= _ROUNDING_MARGIN * np.finfo(dtype).eps * run["scale"] * steps
     return VERDICTS.index("rounding_limited" if rounding else "step_limited")
 
 
@@ -260,16 +260,21 @@ def _unresolved_energy(spec: RunSpec, rows, times) -> np.ndarray:
     r"""The part of the energy defect that rounding makes, where the chart has no residuals.
 
     Observed entries round by eps times their size; the dissipation multiplies the square of that
-    by its largest weight, $L \sigma_1^{2 - 2/L}$. In the residual chart nothing cancels.
+    by its largest weight, $L \sigma_1^{2 - 2/L}$. In the residual chart nothing cancels; it holds
+    to the end where the first entry is unbounded.
     """
-    fz = spec.factorization
-    if spec.dynamics.integrator_name == "spectral" or not isinstance(fz, DeepMatrix):
+    fz, parameters = spec.factorization, razin_cohen_parameters(spec.problem)
+    if not isinstance(fz, DeepMatrix):
         return np.zeros(rows["loss"].shape)
     entries = np.max(np.abs(rows["sample"]), axis=1)
     rounding = np.finfo(entries.dtype).eps * np.maximum(1, _observed_size(spec))
     weight = fz.depth * entries ** (2 - 2 / fz.depth)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return weight * np.asarray(times) * rounding**2 / rows["loss"]
+        unresolved = weight * np.asarray(times) * rounding**2 / rows["loss"]
+    if spec.dynamics.integrator_name != "spectral" or parameters is None or parameters[3] != 0:
+        return unresolved
+    _, z, z_prime, _ = parameters
+    return np.where(np.where(rows["sign"] < 0, -1, 1) * z * z_prime > 0, 0, unresolved)
 
 
 def _observed_size(spec: RunSpec) -> float:

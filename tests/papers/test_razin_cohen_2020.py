@@ -77,7 +77,7 @@ def _scaled_at(name, factor, level, **axes):
     """Multiply a variable at one loss in the runs with these axes."""
 
     def mutate(dataset):
-        keep = np.isclose(dataset["level"].values, level, rtol=1e-6)
+        keep = np.isclose(dataset["level"].values, level, rtol=1e-6, atol=0)
         for axis, value in axes.items():
             keep &= (dataset[axis.replace("__", ".")].values == value)[:, None]
         assert keep.any()

@@ -21,6 +21,9 @@ from fields import end_to_end_field, field_in_bases, rotation
 from runs import DTYPE, EPS, X64, assert_ulps, compose, imbalance, in_numpy
 from tolerances import assert_close
 
+# Charts are made for double precision; single precision runs them in test_simulate and others.
+pytestmark = pytest.mark.x64
+
 CONFORMAL, SPECTRAL, RESIDUAL = 0, 1, 2
 DEPTHS = (2, 3)
 every_depth = pytest.mark.parametrize("depth", DEPTHS)
@@ -175,10 +178,16 @@ def expected_velocity(problem, depth: int, point: Point) -> np.ndarray:
     return field_in_bases(left, np.array([point.first, point.second]), right, gradient, depth)
 
 
+# The conformal chart is left where values part, but a step may go far beyond before.
+BEYOND = [
+    Point(2.0, 0.9, -1.0, 0.5, 1),
+    Point(0.7, 0.1, 2.8, 2.5, -1),
+    Point(1.0, 0.02, 0.4, -0.3, 1),
+]
 CASES = {
     ("sensing", CONFORMAL): TOGETHER + BOTH,
     ("sensing", SPECTRAL): APART + BOTH,
-    ("perturbed", CONFORMAL): TOGETHER + BOTH,
+    ("perturbed", CONFORMAL): BEYOND + BOTH,
     ("perturbed", SPECTRAL): APART + BOTH,
     ("corner", RESIDUAL): STEEP,
     ("perturbed", RESIDUAL): ARRIVING,

@@ -15,6 +15,9 @@ from factorflow._dynamics.charts import BalancedSquare, Position
 from fields import field_in_bases
 from runs import DTYPE, EPS, X64, assert_ulps, compose, draw, imbalance, in_numpy
 
+# Charts are made for double precision; single precision runs them in test_simulate and others.
+pytestmark = pytest.mark.x64
+
 PLAIN, SPLIT = 0, 1
 CHARTS = BalancedSquare()
 DIM = 3

@@ -21,6 +21,9 @@ from runs import (
     random_factors,
 )
 
+# Charts are made for double precision; single precision runs them in test_simulate and others.
+pytestmark = pytest.mark.x64
+
 CHARTS = FactorSpace()
 (CHART,) = CHARTS.charts
 CASES = {

@@ -12,6 +12,9 @@ import fields
 from factorflow._dynamics.charts.gram_root import end_to_end_field, gram_roots, powers
 from runs import DTYPE, EPS, X64, draw
 
+# Charts are made for double precision; single precision runs them in test_simulate and others.
+pytestmark = pytest.mark.x64
+
 DEPTHS = (2, 3, 4)
 every_depth = pytest.mark.parametrize("depth", DEPTHS)
 

@@ -270,7 +270,8 @@ class Balanced2x2(AbstractCharts):
         if not self.corner:
             return there, kind, frame.flip
         z, z_prime, eps = _observed(problem, frame)
-        small = _half_squares(at.gradient) < _SMALL_LOSS
+        # Without the last one, which does not vanish on the wrong branch.
+        small = _half_squares((*at.gradient[:3], jnp.zeros_like(eps))) < _SMALL_LOSS
         steep = jnp.abs(at.entries[0]) > _STEEP * jnp.abs(at.entries[3])
         different = jnp.abs(at.gradient[3]) > _DIFFERENT * jnp.abs(eps)
         enter = small & steep & different & (z * z_prime > 0)

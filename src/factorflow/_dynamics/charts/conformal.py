@@ -17,9 +17,12 @@ from factorflow._types import FloatScalar
 
 __all__ = ["Four", "conformal_field", "from_conformal", "to_conformal"]
 
-# The series in (f / e)^2: 1/16 where the chart is left, and little more within that step.
+# Series in (f / e)^2 up to here, closed forms beyond: the chart is left at 1/16, but a long step
+# may go anywhere before.
 _LARGEST = 0.12
 _TERMS = 17
+# The determinant vanishes at 1, where roots have no slope.
+_SINGULAR = 0.9999
 
 
 Four = tuple[FloatScalar, FloatScalar, FloatScalar, FloatScalar]
@@ -44,8 +47,8 @@ def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
     along_outer = slopes[2] * y[2] + slopes[3] * y[3]
     size = y[0] ** 2 + y[1] ** 2
     size = jnp.where(size > 0, size, 1)
-    u = jnp.minimum((y[2] ** 2 + y[3] ** 2) / size, _LARGEST)
-    odd, denominator, remainder = _series(u, depth)
+    u = jnp.minimum((y[2] ** 2 + y[3] ** 2) / size, _SINGULAR)
+    odd, denominator, remainder = _weights(u, depth)
     off, excess = 2 / denominator, remainder / denominator
     to_inner = (u * excess * along_inner + odd * along_outer) / size
     to_outer = (excess * along_outer + odd * along_inner) / size
@@ -55,6 +58,26 @@ def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
         power * (off * slopes[1] + to_inner * y[1]),
         power * (off * slopes[2] + to_outer * y[2]),
         power * (off * slopes[3] + to_outer * y[3]),
+    )
+
+
+def _weights(u: FloatScalar, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScalar]:
+    """The three functions of `_coefficients`."""
+    near = u <= _LARGEST
+    series = _series(jnp.where(near, u, 0), depth)
+    # Where the series is used, a value at which all roots have slopes.
+    u = jnp.where(near, _LARGEST, u)
+    w = jnp.sqrt(u)
+    high, low = 1 + w, 1 - w
+    q, r = 2 - 2 / depth, 2 / depth
+    mean = depth * (high**q + low**q) / 2
+    odd = depth * (high**q - low**q) / (2 * w)
+    denominator = (high**r - low**r) / (2 * w)
+    closed = odd, denominator, (denominator * mean - 2) / u
+    return (
+        jnp.where(near, series[0], closed[0]),
+        jnp.where(near, series[1], closed[1]),
+        jnp.where(near, series[2], closed[2]),
     )
 
 

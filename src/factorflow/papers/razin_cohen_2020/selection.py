@@ -33,7 +33,7 @@ def at_losses(run: "xr.Dataset", losses, measure: str) -> np.ndarray:
         row = int(np.argmin(np.abs(np.log(requested / loss))))
         if not np.isclose(requested[row], loss, rtol=1e-6):
             raise LookupError(f"no row at loss {loss:g}")
-        out.append(values[row] if bool(run["reached"][row]) else np.nan)
+        out.append(values[row] if bool(run["reached"][row]) else np.full_like(values[row], np.nan))
     return np.asarray(out)
 
 
