@@ -21,11 +21,12 @@ pytestmark = pytest.mark.x64
 
 DEPTHS = (2, 3, 4)
 every_depth = pytest.mark.parametrize("depth", DEPTHS)
-CASES = 34
+# Newton's method in factor space costs the cube of depth.
+CASES = {2: 60, 3: 24, 4: 16}
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 # How far the references go: at greater depth the imbalance, a rounding, first shows far beyond.
-REFERENCE_TO = {2: 1e-3, 3: 1e-4, 4: 1e-3}
-UNBALANCED_TO = 1e-4
+REFERENCE_TO = {2: 1e-3, 3: 1e-3, 4: 1e-2}
+UNBALANCED_TO = {2: 1e-4, 3: 1e-3, 4: 1e-2}
 # At depth 2 the factors' asymmetric mode grows like exp(w11^2 / 4 z z'), and rounding with it.
 HOLDS_TO = 40.0
 
@@ -56,7 +57,7 @@ def spec(depth: int, seed: int, balanced: bool, flow: ff.GradientFlow, end: floa
 
 
 def specs(depth: int, balanced: bool, flow: ff.GradientFlow, end: float) -> list[RunSpec]:
-    return [spec(depth, seed, balanced, flow, end) for seed in range(CASES)]
+    return [spec(depth, seed, balanced, flow, end) for seed in range(CASES[depth])]
 
 
 def rows_of(batch, lane: int):
@@ -65,12 +66,12 @@ def rows_of(batch, lane: int):
 
 @functools.cache
 def charted(depth: int) -> ff.Trajectory:
-    return follow_certified(specs(depth, True, FLOW, LEVELS[-1]), CASES)
+    return follow_certified(specs(depth, True, FLOW, LEVELS[-1]), CASES[depth])
 
 
 @functools.cache
 def unbalanced(depth: int) -> ff.Trajectory:
-    return follow_certified(specs(depth, False, FLOW, UNBALANCED_TO), CASES)
+    return follow_certified(specs(depth, False, FLOW, UNBALANCED_TO[depth]), CASES[depth])
 
 
 @functools.cache
@@ -78,7 +79,7 @@ def references(depth: int):
     """Of both: in factor space for the balanced ones, at a tighter tolerance for the others."""
     both = [
         *specs(depth, True, ff.GradientFlow("radau"), REFERENCE_TO[depth]),
-        *specs(depth, False, ff.GradientFlow("radau", rtol=3e-14), UNBALANCED_TO),
+        *specs(depth, False, ff.GradientFlow("radau", rtol=1e-13), UNBALANCED_TO[depth]),
     ]
     return follow(both, len(both))[0]
 
@@ -92,37 +93,41 @@ def errors(run, reference) -> np.ndarray:
 
 @every_depth
 def test_what_is_trusted_of_balanced_runs_is_where_the_factors_are(depth):
-    batch, compared = charted(depth), 0
+    batch, cases = charted(depth), CASES[depth]
     assert batch.integrator == "spectral"
-    for lane in range(CASES):
+    compared, names = 0, []
+    for lane in range(cases):
         run, reference = rows_of(batch, lane), rows_of(references(depth), lane)
-        error = errors(run, reference)
         both = run.certificate.trusted & reference.reached
         if depth == 2:
-            z, z_prime, _ = spec(depth, lane, True, FLOW, 1.0).problem.values
-            both &= reference.measures["product"][:, 0, 0] ** 2 < HOLDS_TO * abs(z * z_prime)
+            z, z_prime, _ = (float(x) for x in spec(depth, lane, True, FLOW, 1.0).problem.values)
+            entries = reference.measures["product"][:, 0, 0]
+            both &= entries**2 < HOLDS_TO * abs(z * z_prime)
+        error = errors(run, reference)
         assert np.all(error[both] < 1e-8), (lane, error)
-        compared += np.sum(both)
+        compared += int(np.sum(both))
+        names.append(run.result_name)
+        # Not one is doubted, and one that came to rest above zero is not called faithful.
+        assert run.certificate.trusted[run.reached].all(), lane
         faithful = run.certificate.verdict == "flow_faithful"
         assert faithful == (run.result_name == "loss_reached"), lane
-    # Some end on the wrong branch, where no loss is reached any more.
-    names = [rows_of(batch, lane).result_name for lane in range(CASES)]
-    assert 0 < names.count("wrong_branch") < CASES / 4
-    assert names.count("loss_reached") == CASES - names.count("wrong_branch")
-    assert compared > 1.5 * CASES
+    wrong = names.count("wrong_branch")
+    assert 0 < wrong < cases / 4
+    assert names.count("loss_reached") == cases - wrong
+    assert compared > cases
 
 
 @every_depth
 def test_what_is_trusted_of_unbalanced_runs_is_where_a_tighter_tolerance_is(depth):
-    batch, faithful = unbalanced(depth), 0
+    batch, cases = unbalanced(depth), CASES[depth]
     assert batch.integrator == "radau"
-    for lane in range(CASES):
-        run, reference = rows_of(batch, lane), rows_of(references(depth), CASES + lane)
-        error = errors(run, reference)
+    verdicts = []
+    for lane in range(cases):
+        run, reference = rows_of(batch, lane), rows_of(references(depth), cases + lane)
         both = run.certificate.trusted & reference.reached
+        error = errors(run, reference)
         assert np.all(error[both] < 1e-6), (lane, error)
-        faithful += run.certificate.verdict == "flow_faithful"
-    # Most can be followed; none of them is accused.
-    assert faithful > CASES / 2
-    verdicts = {rows_of(batch, lane).certificate.verdict for lane in range(CASES)}
-    assert verdicts <= {"flow_faithful", "unverified"}
+        verdicts.append(run.certificate.verdict)
+    # Most can be followed, and none is accused.
+    assert verdicts.count("flow_faithful") > cases / 2
+    assert set(verdicts) <= {"flow_faithful", "unverified"}

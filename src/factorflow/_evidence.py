@@ -153,7 +153,7 @@ def judge(
     # Where balance holds by construction, the drift of the reported factors says nothing.
     explained = _ROUNDING_MARGIN * np.finfo(dtype).eps * run["scale"] * math.sqrt(1 + run["steps"])
     rounding = not spec.dynamics.balanced and run["drift"] <= explained
-    code = _verdict(doubts.codes, reached, errors, rounding, bool(failed(result)))
+    code = _verdict(doubts.codes, reached, errors, bool(rounding), bool(failed(result)))
     evidence = {
         "balancedness_gap": run["gap"],
         "balancedness_drift": run["drift"],
