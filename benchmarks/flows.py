@@ -1,4 +1,4 @@
-"""Flows in charts: errors against trajectories of 20 digits and more, and what a run costs."""
+"""Flows of 2x2 products in charts: errors against trajectories of 20 digits and more, and what a run costs."""
 
 import functools
 import json
@@ -13,7 +13,6 @@ import factorflow as ff
 from factorflow._certify import follow_certified
 from factorflow._follow import follow
 from factorflow._spec import prepare
-from factorflow.reference import entry_bound
 
 ORACLE = Path(__file__).parents[1] / "tests" / "data" / "oracle.json"
 LEVELS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12)
@@ -24,14 +23,11 @@ REFERENCE_TOLERANCE = 1e-13
 
 
 def measure() -> list[Row]:
-    """Balanced and unbalanced 2x2 flows, a batch of them, and larger squares."""
+    """Balanced and unbalanced 2x2 flows, one at a time and as a batch."""
     cases = {f"{case['case']}{case['L']}": case for case in json.loads(ORACLE.read_text())["cases"]}
     rows = [*_singles(cases), *_unbalanced(cases["e3"])]
     for depth in (2, 3, 4):
         rows += _batch(depth)
-    for dim in (3, 5, 10):
-        for depth in (2, 3, 4):
-            rows += _square(dim, depth)
     return rows
 
 
@@ -146,20 +142,3 @@ def _batch(depth: int) -> list[Row]:
         Row(f"{name}: ms per run", f"{milliseconds:.1f}", "at most 15"),
         Row("  runs that failed", f"{failures}", "0"),
     ]
-
-
-def _square(dim: int, depth: int) -> list[Row]:
-    levels = tuple(level for level in LEVELS if level >= 1e-8)
-    problem, fz = ff.razin_cohen_problem(dim=dim), ff.DeepMatrix((dim, dim), depth)
-    start = ff.Balanced(product_scale=1e-3, determinant="positive")(fz, jax.random.key(0))
-    spec = _spec(problem, fz, start, ff.GradientFlow(), levels)
-    call = functools.partial(follow_certified, [spec], 1)
-    trajectory = call()
-    seconds = best_of(2, call)
-    entry = np.abs(np.asarray(trajectory.measures["entry[0,0]"])[0, -1])
-    over = float(entry / entry_bound(dim)(levels[-1]) - 1)
-    steps = int(np.asarray(trajectory.steps)[0, -1])
-    integrator = trajectory.stats["integrator"]
-    measured = f"{seconds:.2f} / {steps} / {over:.0e}"
-    name = f"{dim}x{dim} depth {depth} ({integrator})"
-    return [Row(f"{name} to 1e-8: s / steps / entry over bound - 1", measured, "")]

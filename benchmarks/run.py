@@ -6,10 +6,19 @@ import descent
 import figures
 import flows
 import jax
+import large_flows
+import squares
 import startup
 from timing import table
 
-PARTS = {"startup": startup, "descent": descent, "flows": flows, "figures": figures}
+PARTS = {
+    "startup": startup,
+    "descent": descent,
+    "flows": flows,
+    "squares": squares,
+    "large_flows": large_flows,
+    "figures": figures,
+}
 
 
 def main() -> None:

@@ -130,7 +130,7 @@ def test_reproduce_one_figure_then_again_from_the_store(tmp_path):
     arguments = (*arguments, "--figure", "dimension")
     first = factorflow(*arguments)
     assert first.returncode == 0, first.stderr
-    assert "All 2 claims hold" in first.stdout
+    assert "All 4 claims hold" in first.stdout
     report = tmp_path / "report"
     produced = {"index.html", "claims.json", "data", "figures"}
     assert {item.name for item in report.iterdir()} == produced

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -43,7 +43,7 @@ def follow_certified(
     """
     named("certify", certify, CERTIFY)
     companions = [_companions(spec, certify) for spec in specs]
-    groups: dict[str, list[tuple[int, _Companion | None]]] = {}
+    groups: dict[Hashable, list[tuple[int, _Companion | None]]] = {}
     main = structure(specs[0])
     groups[main] = [(index, None) for index in range(len(specs))]
     for index, several in enumerate(companions):

@@ -1,6 +1,8 @@
 """Following runs: the traced loop, and batches of it."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +14,7 @@ from factorflow._dynamics import AbstractState
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
 from factorflow._evidence import Witness, sign_of, witness_of, witness_row
 from factorflow._measure import Snapshot
+from factorflow._product import Factored
 from factorflow._spec import RunSpec
 from factorflow._trajectory import Trajectory
 
@@ -69,7 +72,8 @@ def _start(spec: RunSpec) -> tuple[AbstractState, jax.Array]:
     state = spec.dynamics.init(spec.problem, spec.factorization, spec.factors, spec.key)
     # Constants such as `RESULTS.successful` are no JAX arrays, and would not get an axis of lanes.
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, state)
-    return state, sign_of(_view(spec, state))
+    product = Factored(spec.factorization, spec.factors)
+    return state, sign_of(Snapshot(spec.problem, product))
 
 
 def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: jax.Array):
@@ -153,7 +157,20 @@ def _finish(
     return trajectory, Witness(rows.witness, run)
 
 
-_compiled = eqx.filter_jit(core)
+# Small loops in `core` become hundreds of kernels; this emitter takes twice as long to compile them
+# as its predecessor, for code that is no faster (measured, jaxlib 0.10).
+_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def _compiled() -> Callable[[RunSpec], tuple[Trajectory, Witness]]:
+    """`core`, compiled with the options where this jaxlib knows them."""
+    try:
+        jax.jit(lambda: 0, compiler_options=_OPTIONS)()
+    except jax.errors.JaxRuntimeError:
+        return eqx.filter_jit(core)
+    options: Any = {"compiler_options": _OPTIONS}
+    return eqx.filter_jit(core, **options)
 
 
 def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witness]:
@@ -167,5 +184,5 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
     )
-    batched = jax.block_until_ready(_compiled(stacked))
+    batched = jax.block_until_ready(_compiled()(stacked))
     return jax.tree.map(lambda leaf: leaf[: len(specs)], jax.device_get(batched))

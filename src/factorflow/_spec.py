@@ -1,5 +1,6 @@
 """A run with every number as an array: what is compiled, stacked and followed."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import equinox as eqx
@@ -102,11 +103,12 @@ def prepare(
     )
 
 
-def structure(spec: RunSpec) -> str:
+def structure(spec: RunSpec) -> Hashable:
     """What two runs must share to be stacked: code, static fields, shapes and dtypes."""
-    arrays, static = eqx.partition(spec, eqx.is_array)
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arrays)
-    return f"{jax.tree.structure(spec)}|{shapes}|{static}"
+    leaves, treedef = jax.tree.flatten(spec)
+    return treedef, tuple(
+        (leaf.shape, str(leaf.dtype)) if eqx.is_array(leaf) else leaf for leaf in leaves
+    )
 
 
 def as_arrays(tree: Any, dtype) -> Any:

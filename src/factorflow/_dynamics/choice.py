@@ -19,6 +19,8 @@ CHARTED = ("spectral", "split", "radau")
 # Factors count as balanced up to this multiple of the rounding of their squares: initializers stay
 # below 16, and at depth 2 a gap of 1e4 would decide where the flow goes.
 _BALANCE_ULPS = 1e2
+# Singular values below this multiple of the rounding of the entries are not known from them.
+_LOST_ULPS = 1e2
 # Newton's method solves dense systems of (stages x unknowns): beyond these sizes `RKC2` is faster.
 _LARGEST_DIM = 12
 _MOST_PARAMETERS = 48
@@ -109,6 +111,9 @@ def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factor
             f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "
             f"{allowed:.3g}). Start from Balanced or balanced_factors"
         )
+    values = np.linalg.svd(np.asarray(fz.compose(factors)), compute_uv=False)
+    if values[-2] <= _LOST_ULPS * float(jnp.finfo(values.dtype).eps) * values[0]:
+        return "keeps one vanishing singular value apart, but more of this product's are zero"
     return None
 
 

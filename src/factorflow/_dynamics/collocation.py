@@ -42,7 +42,7 @@ class CollocationState(AbstractState):
     previous_time: FloatScalar
     stages: FloatArray
     predictable: BoolScalar
-    size: FloatScalar  # of the next step
+    size: FloatScalar  # of the next step; the first, of no length, measures the velocity
     rejected: IntScalar
     iterations: IntScalar
     energy_defect: FloatScalar
@@ -104,15 +104,9 @@ class CollocationFlow(AbstractDynamics):
         charts = self.charts
         position = charts.start(factorization, factors)
         frame = position.frame
-        rate, loss = charts.on(
+        loss = charts.on(
             position.kind,
-            lambda chart, y: (
-                jnp.max(
-                    jnp.abs(chart.field(problem, factorization, y, frame))
-                    / chart.scale(problem, factorization, y, frame)
-                ),
-                chart.loss(problem, factorization, y, frame),
-            ),
+            lambda chart, y: chart.loss(problem, factorization, y, frame),
             position.y,
         )
         zero, none = jnp.zeros_like(loss), jnp.zeros((), jnp.int32)
@@ -126,7 +120,7 @@ class CollocationFlow(AbstractDynamics):
             previous_time=zero,
             stages=jnp.broadcast_to(position.y, (self.stages, *position.y.shape)),
             predictable=jnp.asarray(False),
-            size=_FIRST_STEP / jnp.where(rate > 0, rate, 1),
+            size=zero,
             rejected=none,
             iterations=none,
             energy_defect=zero,
@@ -159,39 +153,35 @@ class CollocationFlow(AbstractDynamics):
         ratio = state.size / jnp.where(last > 0, last, 1)
         constant = jnp.broadcast_to(start, state.stages.shape)
         predicted = solver.predict(state.previous.y, state.stages, ratio)
-        predicted = charts.on(
-            kind,
-            lambda chart, stages: jax.vmap(
-                lambda y: chart.reexpressed(factorization, y, state.previous.frame, frame)
-            )(stages),
-            predicted,
-        )
+        # Predictions across a change of charts are not used.
+        predicted = charts.reexpressed(factorization, predicted, state.previous, frame)
         good = state.predictable & (ratio < _LONGEST_PREDICTION)
         guess = jnp.where(good, predicted, constant)
         step = solver.step(fields, start, state.size, guess, scale, tolerance)
 
         smooth = jnp.maximum(step.error, jnp.finfo(scale.dtype).tiny)
         factor = 0.9 * (tolerance / smooth) ** (1 / self.stages)
-        keep = step.converged & (step.error <= 10 * tolerance)
+        first = state.size <= 0
+        keep = step.converged & (step.error <= 10 * tolerance) & ~first
         refused = jnp.where(step.converged, jnp.clip(factor, *_REJECTED), _DIVERGED)
         size = state.size * jnp.where(keep, jnp.clip(factor, *_ACCEPTED), refused)
+        size = jnp.where(first, _FIRST_STEP / jnp.where(step.rate > 0, step.rate, 1), size)
         time = state.time + state.size
-        stuck = ~(time > state.time) | ~jnp.isfinite(size)
+        stuck = (~(time > state.time) & ~first) | ~jnp.isfinite(size)
 
         # The identity dl/dt = -|gradient|^2 over the step, relative to the loss.
-        rates, loss = charts.on(
-            kind,
-            lambda chart, stages: (
-                jax.vmap(lambda y: chart.dissipation(problem, factorization, y, frame))(stages),
-                chart.loss(problem, factorization, stages[-1], frame),
-            ),
-            step.stages,
-        )
+        def arrive(chart, stages):
+            there, end = (problem, factorization), stages[-1]
+            return (
+                jax.vmap(lambda y: chart.dissipation(*there, y, frame))(stages),
+                chart.loss(*there, end, frame),
+                charts.leave(chart, *there, end, frame),
+                charts.rests(chart, *there, end, frame),
+            )
+
+        rates, loss, position, rests = charts.on(kind, arrive, step.stages)
         spent = state.size * solver.quadrature(rates)
         defect = jnp.abs(spent - (state.loss - loss)) / state.loss
-        position = Position(step.stages[-1], kind, frame)
-        position, changed = charts.recharted(problem, factorization, position)
-        rests = charts.obstructed(problem, factorization, position)
         moved = CollocationState(
             step=state.step + 1,
             time=time,
@@ -201,16 +191,17 @@ class CollocationFlow(AbstractDynamics):
             previous=state.position,
             previous_time=state.time,
             stages=step.stages,
-            predictable=~changed,
+            predictable=position.kind == kind,
             size=size,
             rejected=state.rejected,
             iterations=state.iterations + step.iterations,
             energy_defect=jnp.maximum(state.energy_defect, defect),
         )
+        rejected = state.rejected + jnp.where(first, 0, 1).astype(jnp.int32)
         stayed = eqx.tree_at(
             lambda s: (s.size, s.rejected, s.iterations, s.predictable),
             state,
-            (size, state.rejected + 1, moved.iterations, state.predictable & step.converged),
+            (size, rejected, moved.iterations, state.predictable & step.converged),
         )
         following = where(keep, moved, stayed)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, following.result)

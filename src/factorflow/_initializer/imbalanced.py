@@ -1,5 +1,7 @@
 """Factors that miss balance by a given amount."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax import lax
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._initializer.balanced import Balanced
 from factorflow._initializer.base import AbstractInitializer, Sign, check_determinant, check_scales
+from factorflow._linalg import singular_values
 from factorflow._types import Factors, FloatScalar, RandomKey
 
 __all__ = ["Imbalanced"]
@@ -74,18 +77,27 @@ class Imbalanced(AbstractInitializer):
             for key, factor in zip(keys, balanced, strict=True)
         ]
 
-        def moved(multiple: FloatScalar) -> Factors:
-            pairs = zip(balanced, directions, strict=True)
-            return tuple(factor + multiple * direction for factor, direction in pairs)
-
-        def size(multiple: FloatScalar) -> FloatScalar:
-            gaps = factorization.conserved(moved(multiple))
-            return jnp.max(jnp.stack([jnp.linalg.norm(gap, 2) for gap in gaps]))
-
-        return moved(_solve(size, jnp.asarray(self.imbalance, balanced[0].dtype)))
+        target = jnp.asarray(self.imbalance, balanced[0].dtype)
+        return _imbalanced(factorization, tuple(balanced), tuple(directions), target)
 
 
-def _solve(size, target: FloatScalar) -> FloatScalar:
+# One compilation for all starts of one shape.
+@eqx.filter_jit
+def _imbalanced(
+    fz: DeepMatrix, balanced: Factors, directions: Factors, target: FloatScalar
+) -> Factors:
+    def moved(multiple: FloatScalar) -> Factors:
+        pairs = zip(balanced, directions, strict=True)
+        return tuple(factor + multiple * direction for factor, direction in pairs)
+
+    def size(multiple: FloatScalar) -> FloatScalar:
+        gaps = fz.conserved(moved(multiple))
+        return jnp.max(jnp.stack([singular_values(gap)[0] for gap in gaps]))
+
+    return moved(_solve(size, target))
+
+
+def _solve(size: Callable[[FloatScalar], FloatScalar], target: FloatScalar) -> FloatScalar:
     """The multiple at which a growing function reaches the target, by bisection of its logarithm.
 
     Differences grow in proportion to the multiple where it is small, with its square where large.

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 from numpy.typing import ArrayLike, NDArray
 
 from factorflow.drawing.rows import Limits, as_columns, as_flags, polyline
@@ -17,6 +18,18 @@ UNCERTIFIED_LINE: dict[str, Any] = {"linestyle": (0, (3.0, 1.6)), "linewidth": 1
 """How such stretches are drawn."""
 
 _GREY = np.array([0.62, 0.62, 0.62])
+
+
+def log_axis(ax: Axes, *names: str) -> None:
+    """Make the `"x"` or `"y"` axis, or both, logarithmic.
+
+    Values of zero or below have no place on the axis and leave a gap. Minor ticks are drawn over
+    five decades and less: beyond they are clutter, and half of the time that drawing takes.
+    """
+    for name in names:
+        getattr(ax, f"set_{name}scale")("log", nonpositive="mask")
+        minor = LogLocator(subs=range(2, 10), numticks=5)
+        getattr(ax, f"{name}axis").set_minor_locator(minor)
 
 
 def loss_axis(
@@ -37,7 +50,7 @@ def loss_axis(
     - `limits`: the smallest and the largest loss shown, in either order. By default the
         axis fits the data.
     """
-    ax.set_xscale("log", nonpositive="mask")
+    log_axis(ax, "x")
     if limits is None:
         ax.xaxis.set_inverted(True)
     else:

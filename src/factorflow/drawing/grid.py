@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from factorflow.drawing.axes import UNCERTIFIED_LABEL, UNCERTIFIED_LINE, loss_axis
+from factorflow.drawing.axes import UNCERTIFIED_LABEL, UNCERTIFIED_LINE, log_axis, loss_axis
 from factorflow.drawing.rows import Limits
 from factorflow.drawing.style import style
 
@@ -60,7 +60,7 @@ def panels(
         if titles is not None:
             ax.set_title(titles[index])
         if y_log:
-            ax.set_yscale("log", nonpositive="mask")
+            log_axis(ax, "y")
         if y_label is not None and (index % wide == 0 or not share_y):
             ax.set_ylabel(y_label)
     return figure, cells[:n]

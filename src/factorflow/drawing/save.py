@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from factorflow.drawing.style import style
@@ -78,16 +79,18 @@ def _fixed_layout(figure: Figure) -> Iterator[None]:
         for ax in figure.axes
     ]
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    try:
-        yield
-    finally:
-        # None would mean the style's own engine here.
-        figure.set_layout_engine(engine or "none")
-        for ax, in_layout, original, active in before:
-            ax.set_position(original, which="original")
-            ax.set_position(active, which="active")
-            ax.set_in_layout(in_layout)
+    # No engine at all: for "none", its placeholder, matplotlib draws every figure twice. The
+    # settings hold until both are saved, because saving resets the engine to the style's own.
+    with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+        figure.set_layout_engine(None)
+        try:
+            yield
+        finally:
+            figure.set_layout_engine(engine or "none")
+            for ax, in_layout, original, active in before:
+                ax.set_position(original, which="original")
+                ax.set_position(active, which="active")
+                ax.set_in_layout(in_layout)
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

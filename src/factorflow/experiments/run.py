@@ -4,7 +4,8 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ _SMALL_DIM = 3
 
 
 class _Chunk(NamedTuple):
-    group: str
+    group: Hashable
     experiments: list[Experiment]
     specs: list[RunSpec]
     width: int
@@ -68,11 +69,14 @@ def run(
     pending = {e.key(): e for e in experiments}
     pending = [e for key, e in pending.items() if key not in store]
     chunks = _chunks(pending, chunk)
-    pool = executor or ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1))
+    cores = max(1, os.cpu_count() or 1)
+    pool = executor or ThreadPoolExecutor(max_workers=cores)
+    # Somebody else's executor may have more workers than this machine has cores.
+    at_once = len(chunks) if executor else cores
     bar = tqdm.tqdm(total=len(pending), unit="run", disable=not progress, file=sys.stderr)
     try:
         with bar:
-            _drain(chunks, pool, store, bar)
+            _drain(chunks, pool, at_once, store, bar)
     except BaseException:
         # Compiled code cannot be stopped: leave it behind rather than wait for it.
         if executor is None:
@@ -84,13 +88,13 @@ def run(
 
 
 def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
-    groups: dict[str, _Chunk] = {}
+    groups: dict[Hashable, _Chunk] = {}
     for experiment in experiments:
         try:
             spec = experiment.build()
         except ValueError as error:
             raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
-        name = f"{experiment.certify}|{structure(spec)}"
+        name = experiment.certify, structure(spec)
         group = groups.setdefault(name, _Chunk(name, [], [], 0, experiment.certify))
         group.experiments.append(experiment)
         group.specs.append(spec)
@@ -124,16 +128,20 @@ def _width(runs: int, size: int, widths: tuple[int, ...]) -> int:
     return min(width, size)
 
 
-def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm") -> None:
-    # A structure's first chunk compiles for all of them: the others wait for it.
-    waiting: dict[str, list[_Chunk]] = {}
+def _drain(
+    chunks: list[_Chunk], pool: Executor, at_once: int, store: Store, bar: "tqdm.tqdm"
+) -> None:
+    # A structure's first chunk compiles for all of them: the others wait for it, and come next,
+    # so that what was asked for first is there first.
+    waiting: dict[Hashable, list[_Chunk]] = {}
     for chunk in chunks:
         waiting.setdefault(chunk.group, []).append(chunk)
+    ready = deque(group.pop(0) for group in waiting.values())
     running: dict[Future, _Chunk] = {}
-    for group in waiting.values():
-        first = group.pop(0)
-        running[pool.submit(_timed, first)] = first
-    while running:
+    while ready or running:
+        while ready and len(running) < at_once:
+            chunk = ready.popleft()
+            running[pool.submit(_timed, chunk)] = chunk
         # A short wait keeps the main thread answering to Ctrl-C while compiled code runs.
         done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
         for future in done:
@@ -142,8 +150,7 @@ def _drain(chunks: list[_Chunk], pool: Executor, store: Store, bar: "tqdm.tqdm")
             store.add(chunk.experiments, trajectories, seconds)
             bar.update(len(chunk.experiments))
             _return_memory()
-            for later in waiting.pop(chunk.group, []):
-                running[pool.submit(_timed, later)] = later
+            ready.extendleft(reversed(waiting.pop(chunk.group, [])))
 
 
 def _timed(chunk: _Chunk) -> tuple[Trajectory, float]:

@@ -80,9 +80,8 @@ class Bound(eqx.Module):
         """
         require_nonnegative("loss", loss, "pass half the sum of squared residuals")
         loss = as_float(loss)
-        parameters = [cast_like(value, loss) for value in self.parameters]
-        # Comparisons and clips inside the formulas would turn a missing row into a number.
-        return jnp.where(jnp.isnan(loss), loss, self.formula(loss, *parameters))
+        parameters = tuple(cast_like(value, loss) for value in self.parameters)
+        return _evaluated(self.formula, loss, parameters)
 
     def holds(
         self, loss: ArrayLike, value: ArrayLike, slack_ulp: float = 8.0
@@ -109,11 +108,22 @@ class Bound(eqx.Module):
         require_nonnegative("slack_ulp", slack_ulp, "pass the number of rounding units to forgive")
         bound, value = self(loss), as_float(value)
         coarse, fine = sorted((bound.dtype, value.dtype), key=lambda dtype: jnp.finfo(dtype).bits)
-        slack = slack_ulp * float(jnp.finfo(coarse).eps)
-        bound, value = bound.astype(fine), value.astype(fine)
-        if self.kind == "lower":
-            return jnp.abs(value) >= bound * (1.0 - slack)
-        return value <= bound * (1.0 + slack)
+        slack = jnp.asarray(slack_ulp * float(jnp.finfo(coarse).eps), fine)
+        return _respected(self.kind, bound.astype(fine), value.astype(fine), slack)
+
+
+# One compilation for a formula and not one for each of its operations.
+@eqx.filter_jit
+def _evaluated(formula: Callable[..., Array], loss: Array, parameters: tuple[Array, ...]) -> Array:
+    # Comparisons and clips inside the formulas would turn a missing row into a number.
+    return jnp.where(jnp.isnan(loss), loss, formula(loss, *parameters))
+
+
+@eqx.filter_jit
+def _respected(kind: str, bound: Array, value: Array, slack: Array) -> Array:
+    if kind == "lower":
+        return jnp.abs(value) >= bound * (1.0 - slack)
+    return value <= bound * (1.0 + slack)
 
 
 def is_sharp(constants: str) -> bool:

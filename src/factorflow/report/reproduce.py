@@ -76,18 +76,19 @@ def reproduce(
     wanted = {figure.name: figure.experiments(scale) for figure in chosen}
     missing = _missing(wanted.values(), store)
     say(_announce(wanted, missing, scale))
-    verdicts: list[Verdict] = []
-    drawn: list[ReportFigure] = []
-    for figure, dataset in _computed(chosen, wanted, store, progress, say):
+    drawn: dict[str, ReportFigure] = {}
+    checked: dict[str, list[Verdict]] = {}
+    for figure, dataset in _computed(chosen, wanted, store, progress):
         say(f"drawing {figure.name} and checking {len(figure.claims)} claims")
-        drawn.append(_draw(figure, dataset, folder / "figures", overlays or {}))
-        verdicts += [claim(dataset) for claim in figure.claims]
+        drawn[figure.name] = _draw(figure, dataset, folder / "figures", overlays or {})
+        checked[figure.name] = [claim(dataset) for claim in figure.claims]
+    verdicts = [verdict for figure in chosen for verdict in checked[figure.name]]
     write_claims(folder / "claims.json", verdicts)
     report = write_report(
         folder / "index.html",
         title=f"{paper.title}: reproduced",
         abstract=paper.abstract,
-        figures=drawn,
+        figures=[drawn[figure.name] for figure in chosen],
         verdicts=verdicts,
         settings={"paper": paper.name, "scale": scale, **_settings(wanted)},
         versions=versions(),
@@ -103,26 +104,26 @@ def _computed(
     wanted: Mapping[str, list[Experiment]],
     store: Store,
     progress: bool,
-    say: Callable[[str], None],
 ) -> "Iterator[tuple[Figure, xr.Dataset]]":
-    """Figures with their results, each as soon as it has run: the next runs while it is drawn."""
+    """Figures with their results, each as soon as its runs are there, while others go on.
 
-    def compute(figure: Figure) -> "xr.Dataset":
-        experiments = wanted[figure.name]
-        if any(experiment.key() not in store for experiment in experiments):
-            say(f"running {figure.name}")
-            run(experiments, store, progress=progress)
-        return store.dataset(experiments)
-
-    # One figure runs at a time, so a single thread; it writes the store and the figures only read.
+    All figures' runs are one sweep: runs of one structure share a compilation wherever they are
+    drawn, and no core waits for the last run of a figure.
+    """
+    everything = [experiment for figure in figures for experiment in wanted[figure.name]]
+    waiting = {f.name: (f, {e.key() for e in wanted[f.name]}) for f in figures}
+    # One thread for the sweep, which writes the store; here the store is only read.
     pool = ThreadPoolExecutor(max_workers=1)
     try:
-        pending = [pool.submit(compute, figure) for figure in figures]
-        for figure, future in zip(figures, pending, strict=True):
+        sweep = pool.submit(run, everything, store, progress=progress)
+        while waiting:
             # A short wait keeps the main thread answering to Ctrl-C.
-            while not wait([future], timeout=0.2).done:
-                pass
-            yield figure, future.result()
+            if wait([sweep], timeout=0.2).done:
+                sweep.result()
+            present = set(store.index["key"])
+            for name in [name for name, (_, keys) in waiting.items() if keys <= present]:
+                figure, _ = waiting.pop(name)
+                yield figure, store.dataset(wanted[name])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -34,7 +34,7 @@ from factorflow._factorization import (
 from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem, Completion, razin_cohen_parameters
 from factorflow._product import Dense, Spectral, log_determinant
-from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, IntScalar, Vector
+from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, Vector
 
 __all__ = ["Balanced2x2", "is_corner"]
 
@@ -222,37 +222,36 @@ class Balanced2x2(AbstractCharts):
         kind = jnp.where(near, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
         return Position(jnp.where(near, jnp.stack(conformal), spectral), kind, frame)
 
-    def recharted(
-        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
-    ) -> tuple[Position, BoolScalar]:
-        kind, frame = position.kind, position.frame
+    def leave(
+        self,
+        chart: Any,
+        problem: AbstractProblem,
+        fz: AbstractFactorization,
+        y: Vector,
+        frame: _Frame,
+    ) -> Position:
+        if isinstance(chart, _Conformal):
+            there, kind, flip = self._leave_conformal(y, frame)
+        else:
+            way = self._leave_residual if isinstance(chart, _Residual) else self._leave_spectral
+            there, kind, flip = way(chart.geometry(problem, y, frame), problem, y, frame)
+        return Position(there, kind, _Frame(frame.sign, flip))
 
-        def move(chart, y) -> tuple[Vector, IntScalar, FloatScalar]:
-            if isinstance(chart, _Conformal):
-                return self._leave_conformal(y, frame)
-            if isinstance(chart, _Residual):
-                return self._leave_residual(chart.geometry(problem, y, frame), problem, y, frame)
-            return self._leave_spectral(chart.geometry(problem, y, frame), problem, y, frame)
-
-        there, to, flip = self.on(kind, move, position.y)
-        return Position(there, to, _Frame(frame.sign, flip)), to != kind
-
-    def obstructed(
-        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
+    def rests(
+        self,
+        chart: Any,
+        problem: AbstractProblem,
+        fz: AbstractFactorization,
+        y: Vector,
+        frame: _Frame,
     ) -> BoolScalar:
-        frame = position.frame
         if not self.corner:
             return jnp.asarray(False)
         z, z_prime, eps = _observed(problem, frame)
-
-        def rests(chart, y) -> BoolScalar:
-            _, b, c, d = chart.entries(problem, y, frame)
-            # With a positive determinant w11 w22 > w12 w21 > 0, so that w22 cannot vanish.
-            wrong = (z * z_prime > 0) & (b * c > 0) & (d * eps < 0)
-            least = eps**2 / 2
-            return wrong & (chart.loss(problem, fz, y, frame) < least * (1 + _AT_REST))
-
-        return self.on(position.kind, rests, position.y)
+        _, b, c, d = chart.entries(problem, y, frame)
+        # With a positive determinant w11 w22 > w12 w21 > 0, so that w22 cannot vanish.
+        wrong = (z * z_prime > 0) & (b * c > 0) & (d * eps < 0)
+        return wrong & (chart.loss(problem, fz, y, frame) < eps**2 / 2 * (1 + _AT_REST))
 
     def _leave_conformal(self, y: Vector, frame: _Frame):
         inner, outer = jnp.hypot(y[0], y[1]), jnp.hypot(y[2], y[3])

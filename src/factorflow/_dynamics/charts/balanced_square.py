@@ -29,7 +29,6 @@ from factorflow._linalg import singular_values, solve_smooth, svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import Dense, Spectral, log_determinant
 from factorflow._types import (
-    BoolScalar,
     Factors,
     FloatArray,
     FloatScalar,
@@ -214,25 +213,33 @@ class BalancedSquare(AbstractCharts):
             _Frame(sign, jnp.where(apart, left, identity), jnp.where(apart, right, identity)),
         )
 
-    def recharted(
-        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
-    ) -> tuple[Position, BoolScalar]:
-        del problem, fz
-        kind, frame = position.kind, position.frame
-        identity = jnp.eye(frame.left.shape[0], dtype=frame.left.dtype)
+    def reexpressed(
+        self, fz: AbstractFactorization, stages: FloatArray, position: Position, following: _Frame
+    ) -> FloatArray:
+        split = self.charts[_SPLIT]
 
-        def move(chart, y):
-            if isinstance(chart, _Plain):
-                product = chart.dense(y, frame)
-                values = singular_values(product)
-                split, left, right = _split(product, jnp.log(values[-1]))
-                apart = values[-1] < _SMALL * values[-2]
-                return (
-                    jnp.where(apart, split, y),
-                    jnp.where(apart, _SPLIT, _PLAIN).astype(jnp.int32),
-                    jnp.where(apart, left, identity),
-                    jnp.where(apart, right, identity),
-                )
+        def moved(y):
+            return split.reexpressed(fz, y, position.frame, following)
+
+        return jnp.where(position.kind == _SPLIT, jax.vmap(moved)(stages), stages)
+
+    def leave(
+        self,
+        chart: Any,
+        problem: AbstractProblem,
+        fz: AbstractFactorization,
+        y: Vector,
+        frame: _Frame,
+    ) -> Position:
+        del problem, fz
+        identity = jnp.eye(frame.left.shape[0], dtype=frame.left.dtype)
+        if isinstance(chart, _Plain):
+            product = chart.dense(y, frame)
+            values = singular_values(product)
+            there, left, right = _split(product, jnp.log(values[-1]))
+            plain = ~(values[-1] < _SMALL * values[-2])
+            coordinates = y
+        else:
             at = _Coordinates.of(y)
             left, right = chart.bases(y, frame)
             outer, values, inner = svd(at.block)
@@ -240,17 +247,14 @@ class BalancedSquare(AbstractCharts):
             left = jnp.concatenate([left[:, :-1] @ outer, left[:, -1:]], axis=1)
             right = jnp.concatenate([right[:, :-1] @ inner.T, right[:, -1:]], axis=1)
             zero = jnp.zeros_like(at.left)
-            centred = _Coordinates(jnp.diag(values), zero, zero, at.log_sigma).flat()
-            together = at.log_sigma > jnp.log(_COMPARABLE * values[-1])
-            return (
-                jnp.where(together, chart.dense(y, frame).reshape(-1), centred),
-                jnp.where(together, _PLAIN, _SPLIT).astype(jnp.int32),
-                jnp.where(together, identity, left),
-                jnp.where(together, identity, right),
-            )
-
-        there, to, left, right = self.on(kind, move, position.y)
-        return Position(there, to, _Frame(frame.sign, left, right)), to != kind
+            there = _Coordinates(jnp.diag(values), zero, zero, at.log_sigma).flat()
+            plain = at.log_sigma > jnp.log(_COMPARABLE * values[-1])
+            coordinates = chart.dense(y, frame).reshape(-1)
+        return Position(
+            jnp.where(plain, coordinates, there),
+            jnp.where(plain, _PLAIN, _SPLIT).astype(jnp.int32),
+            _Frame(frame.sign, jnp.where(plain, identity, left), jnp.where(plain, identity, right)),
+        )
 
 
 def _split(product: Matrix, log_sigma: FloatScalar) -> tuple[Vector, Matrix, Matrix]:

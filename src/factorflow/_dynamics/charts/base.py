@@ -54,11 +54,6 @@ class AbstractChart(eqx.Module):
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: Any) -> Vector:
         """The natural size of every coordinate, which errors are relative to."""
 
-    def reexpressed(self, fz: Any, y: Vector, frame: Any, following: Any) -> Vector:
-        """The coordinates in the following frame of the point that has these in `frame`."""
-        del fz, frame, following
-        return y
-
     @abc.abstractmethod
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: Any) -> AbstractProduct:
         """The product."""
@@ -86,17 +81,24 @@ class AbstractCharts(eqx.Module):
         """The position of these factors."""
 
     @abc.abstractmethod
-    def recharted(
-        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
-    ) -> tuple[Position, BoolScalar]:
-        """The same point in the chart and frame that suit it best, and whether in another chart."""
+    def leave(
+        self, chart: Any, problem: AbstractProblem, fz: AbstractFactorization, y: Vector, frame: Any
+    ) -> Position:
+        """The point of this chart in the chart and frame that suit it best."""
 
-    def obstructed(
-        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
+    def rests(
+        self, chart: Any, problem: AbstractProblem, fz: AbstractFactorization, y: Vector, frame: Any
     ) -> BoolScalar:
         """Whether the loss is known to have come to rest above zero."""
-        del problem, fz, position
+        del chart, problem, fz, y, frame
         return jnp.asarray(False)
+
+    def reexpressed(
+        self, fz: AbstractFactorization, stages: FloatArray, position: Position, following: Any
+    ) -> FloatArray:
+        """Coordinates in the following frame of points that have these in the position's frame."""
+        del fz, position, following
+        return stages
 
     def on(self, kind: IntScalar, function: Callable[[Any, Vector], Any], y: FloatArray) -> Any:
         """`function(chart, y)` of the chart of this number.

@@ -17,13 +17,10 @@ from factorflow._types import FloatScalar
 
 __all__ = ["Four", "conformal_field", "from_conformal", "to_conformal"]
 
-# Series in (f / e)^2 up to here, closed forms beyond: the chart is left at 1/16, but a long step
-# may go anywhere before.
-_LARGEST = 0.12
-_TERMS = 17
-# The determinant vanishes at 1, where roots have no slope.
-_SINGULAR = 0.9999
-
+# Series in (f / e)^2 up to here, and nothing beyond: the chart is left at 1/16, and a step that
+# would go farther is refused.
+_LARGEST = 0.25
+_TERMS = 27
 
 Four = tuple[FloatScalar, FloatScalar, FloatScalar, FloatScalar]
 
@@ -47,8 +44,8 @@ def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
     along_outer = slopes[2] * y[2] + slopes[3] * y[3]
     size = y[0] ** 2 + y[1] ** 2
     size = jnp.where(size > 0, size, 1)
-    u = jnp.minimum((y[2] ** 2 + y[3] ** 2) / size, _SINGULAR)
-    odd, denominator, remainder = _weights(u, depth)
+    u = (y[2] ** 2 + y[3] ** 2) / size
+    odd, denominator, remainder = _series(jnp.where(u < _LARGEST, u, jnp.nan), depth)
     off, excess = 2 / denominator, remainder / denominator
     to_inner = (u * excess * along_inner + odd * along_outer) / size
     to_outer = (excess * along_outer + odd * along_inner) / size
@@ -58,26 +55,6 @@ def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
         power * (off * slopes[1] + to_inner * y[1]),
         power * (off * slopes[2] + to_outer * y[2]),
         power * (off * slopes[3] + to_outer * y[3]),
-    )
-
-
-def _weights(u: FloatScalar, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScalar]:
-    """The three functions of `_coefficients`."""
-    near = u <= _LARGEST
-    series = _series(jnp.where(near, u, 0), depth)
-    # Where the series is used, a value at which all roots have slopes.
-    u = jnp.where(near, _LARGEST, u)
-    w = jnp.sqrt(u)
-    high, low = 1 + w, 1 - w
-    q, r = 2 - 2 / depth, 2 / depth
-    mean = depth * (high**q + low**q) / 2
-    odd = depth * (high**q - low**q) / (2 * w)
-    denominator = (high**r - low**r) / (2 * w)
-    closed = odd, denominator, (denominator * mean - 2) / u
-    return (
-        jnp.where(near, series[0], closed[0]),
-        jnp.where(near, series[1], closed[1]),
-        jnp.where(near, series[2], closed[2]),
     )
 
 

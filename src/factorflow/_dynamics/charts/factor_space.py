@@ -16,7 +16,7 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import Factored
-from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, Vector
+from factorflow._types import Factors, FloatArray, FloatScalar, Vector
 
 __all__ = ["FactorSpace"]
 
@@ -68,11 +68,22 @@ class FactorSpace(AbstractCharts):
             frame = tuple(jnp.eye(width, dtype=dtype) for width in fz.hidden_widths)
         return _aligned(fz, _flat(factors), frame)
 
-    def recharted(
-        self, problem: AbstractProblem, fz: AbstractFactorization, position: Position
-    ) -> tuple[Position, BoolScalar]:
-        del problem
-        return _aligned(fz, position.y, position.frame), jnp.asarray(False)
+    def reexpressed(
+        self, fz: AbstractFactorization, stages: FloatArray, position: Position, following: _Frame
+    ) -> FloatArray:
+        chart = self.charts[0]
+        return jax.vmap(lambda y: chart.reexpressed(fz, y, position.frame, following))(stages)
+
+    def leave(
+        self,
+        chart: Any,
+        problem: AbstractProblem,
+        fz: AbstractFactorization,
+        y: Vector,
+        frame: _Frame,
+    ) -> Position:
+        del chart, problem
+        return _aligned(fz, y, frame)
 
 
 def _aligned(fz: AbstractFactorization, y: Vector, frame: _Frame) -> Position:

@@ -26,6 +26,7 @@ class CollocationStep(eqx.Module):
     start: Float[Array, " n"]
     stages: Float[Array, "s n"]
     error: Float[Array, ""]  # largest scaled last Legendre coefficient
+    rate: Float[Array, ""]  # largest scaled velocity where the last iteration began
     converged: Bool[Array, ""]
     iterations: Int[Array, ""]
 
@@ -82,6 +83,7 @@ class Radau(eqx.Module):
         def correct(carry):
             stages, iteration, size, _, _ = carry
             values, jacobians = fields(stages)
+            rate = jnp.max(jnp.abs(values) / scale)
             residual = (y + h * weights @ values - stages).reshape(-1) / scales
             coupled = weights[:, None, :, None] * jnp.moveaxis(jacobians, 0, 1)[None]
             matrix = jnp.eye(s * n, dtype=y.dtype) - h * coupled.reshape(s * n, s * n)
@@ -91,7 +93,7 @@ class Radau(eqx.Module):
             rows = 1 / jnp.max(jnp.abs(matrix), axis=1)
             change = solve(matrix * rows[:, None], residual * rows)
             stages = stages + (change * scales).reshape(s, n)
-            return stages, iteration + 1, jnp.max(jnp.abs(change)), size, size <= 0
+            return stages, iteration + 1, jnp.max(jnp.abs(change)), size, rate
 
         def unfinished(carry):
             _, iteration, size, before, _ = carry
@@ -100,14 +102,15 @@ class Radau(eqx.Module):
             return (iteration < _MAX_ITERATIONS) & more & ~stalled
 
         large = jnp.asarray(1e9, y.dtype)
-        start = (guess, jnp.zeros((), jnp.int32), large, 2 * large, jnp.asarray(False))
-        stages, iterations, size, _, _ = lax.while_loop(unfinished, correct, start)
+        start = (guess, jnp.zeros((), jnp.int32), large, 2 * large, jnp.zeros_like(h))
+        stages, iterations, size, _, rate = lax.while_loop(unfinished, correct, start)
         finite = jnp.isfinite(size) & jnp.all(jnp.isfinite(stages))
         tail = jnp.asarray(table.tail, y.dtype) @ jnp.concatenate([y[None], stages])
         return CollocationStep(
             start=y,
             stages=stages,
             error=jnp.where(finite, jnp.max(jnp.abs(tail) / scale), jnp.inf),
+            rate=rate,
             converged=(size <= _ACCEPTABLE * tolerance) & finite,
             iterations=iterations,
         )

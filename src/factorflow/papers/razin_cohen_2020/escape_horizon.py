@@ -52,7 +52,7 @@ def experiments(scale: str) -> list[Experiment]:
 
 def draw(dataset: "xr.Dataset", overlays: Overlays):
     """Curves that bend off, per depth, and where."""
-    from factorflow.drawing import draw_curve, loss_axis, panels, style
+    from factorflow.drawing import draw_curve, log_axis, loss_axis, panels, style
 
     with style():
         depths = sorted({int(depth) for depth in dataset["factorization.depth"].values})
@@ -85,7 +85,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
             last.plot(
                 line, np.asarray(escape_horizon(line, depth)), color=f"C{number}", label=label
             )
-        axes[-1].set_xscale("log")
+        log_axis(axes[-1], "x")
         axes[-1].set_xlabel("imbalance D")
         axes[-1].set_ylabel("final entry $|w_{11}|$")
         axes[-1].legend(loc="upper right")

@@ -48,7 +48,7 @@ def _own(dataset: "xr.Dataset") -> "xr.Dataset":
 
 def draw(dataset: "xr.Dataset", overlays: Overlays):
     """The small singular value, the entry's excess over the bound, and the time."""
-    from factorflow.drawing import draw_curve, loss_axis, panels, style
+    from factorflow.drawing import draw_curve, log_axis, loss_axis, panels, style
 
     del overlays  # the axes are not those of the theorem's bounds
     with style():
@@ -82,7 +82,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
             axes[1].plot(loss[late], law, label=name, **dashes)
             times = np.asarray(slow_manifold_time(loss[late], depth))
             axes[2].plot(loss[late], times, label=name, **dashes)
-        axes[0].set_xscale("log")
+        log_axis(axes[0], "x")
         axes[0].set_xlabel("unobserved entry $|w_{11}|$")
         axes[0].set_ylabel("$-\\ln \\sigma_2$")
         for ax in axes[1:]:
