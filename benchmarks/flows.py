@@ -1,4 +1,4 @@
-"""Flows of 2x2 products in charts: errors against trajectories of 20 digits and more, and what a run costs."""
+"""Flows of 2x2 products in charts: errors against trajectories of 20 digits, and costs."""
 
 import functools
 import json

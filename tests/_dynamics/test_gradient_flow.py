@@ -187,7 +187,7 @@ def test_every_integrator_follows_the_flow_to_its_tolerance(integrator):
 
 
 def test_without_a_name_flows_without_charts_get_the_stabilized_integrator():
-    assert type(choose_integrator(None)) is INTEGRATORS["RKC2"]
+    assert type(choose_integrator(None)) is INTEGRATORS["Stabilized"]
 
 
 def test_default_tolerances_suit_the_dtype():

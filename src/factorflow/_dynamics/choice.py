@@ -21,7 +21,7 @@ CHARTED = ("spectral", "split", "radau")
 _BALANCE_ULPS = 1e2
 # Singular values below this multiple of the rounding of the entries are not known from them.
 _LOST_ULPS = 1e2
-# Newton's method solves dense systems of (stages x unknowns): beyond these sizes `RKC2` is faster.
+# Newton's method solves dense systems of (stages x unknowns): `Stabilized` is faster beyond these.
 _LARGEST_DIM = 12
 _MOST_PARAMETERS = 48
 # Seven stages need the fewest steps; five cost less where the linear algebra dominates.
@@ -53,8 +53,8 @@ def charted_flow(
             return None
     elif name != "radau" and misfit is not None:
         raise ValueError(
-            f"GradientFlow('{name}') {misfit}; GradientFlow('radau') or 'RKC2' follow the factors "
-            "themselves, whatever they are."
+            f"GradientFlow('{name}') {misfit}; GradientFlow('radau') or 'Stabilized' follow the "
+            "factors themselves, whatever they are."
         )
     elif name == "spectral" and fz.shape != (2, 2):
         raise ValueError(

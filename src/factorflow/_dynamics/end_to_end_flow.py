@@ -13,7 +13,7 @@ from factorflow._dynamics.base import AbstractDynamics
 from factorflow._dynamics.choice import allowed_gap, balancedness_gap, charted_flow
 from factorflow._dynamics.flow import FlowState
 from factorflow._dynamics.integrators import check_tolerances, choose_integrator
-from factorflow._dynamics.solver import RKC2
+from factorflow._dynamics.solver import RKC2, Stabilized
 from factorflow._factorization import AbstractFactorization, DeepMatrix, balanced_factors
 from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem
@@ -78,7 +78,7 @@ class EndToEndFlow(AbstractFlow):
     def __check_init__(self):
         check_tolerances(self.rtol, self.atol)
         solver = self.solver()
-        if isinstance(solver, diffrax.AbstractImplicitSolver | RKC2):
+        if isinstance(solver, diffrax.AbstractImplicitSolver | RKC2 | Stabilized):
             raise ValueError(
                 f"EndToEndFlow cannot use {type(solver).__name__}: it differentiates the field, "
                 "which is singular where singular values meet. Use an explicit solver such as "

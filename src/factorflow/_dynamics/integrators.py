@@ -4,7 +4,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 
-from factorflow._dynamics.solver import RKC2
+from factorflow._dynamics.solver import RKC2, Stabilized
 from factorflow._names import named
 
 __all__ = [
@@ -23,19 +23,22 @@ INTEGRATORS = {
     "Kvaerno3": diffrax.Kvaerno3,
     "Kvaerno5": diffrax.Kvaerno5,
     "RKC2": RKC2,
+    "Stabilized": Stabilized,
 }
 
 _TOLERANCES = {"float64": (1e-8, 1e-10), "float32": (1e-4, 1e-6)}
 
 
 def choose_integrator(integrator) -> diffrax.AbstractSolver:
-    """A diffrax solver from a solver, a name, or `None` for `RKC2`.
+    """A diffrax solver from a solver, a name, or `None` for `Stabilized`.
 
-    Gradient flow has a symmetric Jacobian, which is what stabilized explicit methods are made for:
-    on the 2x2 problem at depth 3 to loss 1e-3 `RKC2` takes a fifth of `Kvaerno5`'s time.
+    Gradient flow has a symmetric Jacobian, which is what stabilized explicit methods are made for,
+    once the growth of small factors is over. Compared by gradients against error with RKC2, RKL2,
+    ROCK2, ROCK4 and two-step RKC on completions of 20x20 and 100x100 matrices at depth 3 and of an
+    8x8x8 tensor: `Stabilized` needs a half of what ROCK4 does, next best, and an eighth of RKC2.
     """
     if integrator is None:
-        integrator = "RKC2"
+        integrator = "Stabilized"
     if isinstance(integrator, str):
         return INTEGRATORS[named("integrator", integrator, INTEGRATORS)]()
     if isinstance(integrator, diffrax.AbstractSolver):
@@ -70,6 +73,8 @@ def with_tolerances(
     rtol = jnp.asarray(defaults[0] if rtol is None else rtol, dtype)
     atol = jnp.asarray(defaults[1] if atol is None else atol, dtype)
     controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    if isinstance(solver, Stabilized):
+        solver = eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (rtol, atol))
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # `diffeqsolve` hands the controller's tolerances to Newton's method; stepping by hand must.
         solver = eqx.tree_at(

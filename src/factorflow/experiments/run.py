@@ -73,7 +73,9 @@ def run(
     pool = executor or ThreadPoolExecutor(max_workers=cores)
     # Somebody else's executor may have more workers than this machine has cores.
     at_once = len(chunks) if executor else cores
-    bar = tqdm.tqdm(total=len(pending), unit="run", disable=not progress, file=sys.stderr)
+    bar = tqdm.tqdm(
+        total=len(pending), unit="run", disable=not (progress and pending), file=sys.stderr
+    )
     try:
         with bar:
             _drain(chunks, pool, at_once, store, bar)

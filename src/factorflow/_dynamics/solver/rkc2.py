@@ -4,8 +4,9 @@ Gradient flow has a symmetric Jacobian: its stiffness lies on the negative real 
 stages are stable for $h \\rho \\le 0.65 (s^2 - 1)$. Cost grows with the square root of stiffness.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -16,9 +17,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-__all__ = ["RKC2"]
+__all__ = ["RKC2", "RKC2State", "Scalar", "chebyshev_stages"]
 
-_Scalar = float | int | Array | np.ndarray
+Scalar = float | int | Array | np.ndarray
 
 _DAMPING = 2 / 13  # stiff modes shrink by 5% per step or more, for 2% of the stability interval
 _INTERVAL = 1.54  # s stages are stable for h * rho <= (s^2 - 1) / 1.54, whatever s is
@@ -26,7 +27,7 @@ _COLD_ITERATIONS = 32  # of the first power iteration: cheaper than a handful of
 _JVP_COST = 2  # in gradients: a Jacobian-vector product computes the gradient as well
 
 
-class _RKC2State(eqx.Module):
+class RKC2State(eqx.Module):
     derivative: Float[Array, " n"]  # the last evaluation of one step is the first of the next
     eigenvector: Float[Array, " n"]  # where the next power iteration starts
     spectral_radius: Float[Array, ""]
@@ -109,19 +110,19 @@ class RKC2(dfx.AbstractAdaptiveSolver):
     def error_order(self, terms: dfx.AbstractTerm) -> int:
         return 3  # of the second-order result itself, not of an embedded first-order one
 
-    def func(self, terms: dfx.AbstractTerm, t0: _Scalar, y0: PyTree, args: Any) -> PyTree:
+    def func(self, terms: dfx.AbstractTerm, t0: Scalar, y0: PyTree, args: Any) -> PyTree:
         return terms.vf(t0, y0, args)
 
     def init(
-        self, terms: dfx.AbstractTerm, t0: _Scalar, t1: _Scalar, y0: PyTree, args: Any
-    ) -> _RKC2State:
+        self, terms: dfx.AbstractTerm, t0: Scalar, t1: Scalar, y0: PyTree, args: Any
+    ) -> RKC2State:
         for leaf in jax.tree.leaves(y0):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise ValueError(f"`RKC2` needs real arrays, got {jnp.result_type(leaf)}.")
         y, field, _ = _flat(terms, y0, args)
         f0, guess = field(t0, y), (_scrambled(y), jnp.zeros((), y.dtype))
         eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, _COLD_ITERATIONS)
-        return _RKC2State(
+        return RKC2State(
             derivative=f0,
             eigenvector=eigenvector,
             spectral_radius=radius,
@@ -133,13 +134,44 @@ class RKC2(dfx.AbstractAdaptiveSolver):
     def step(
         self,
         terms: dfx.AbstractTerm,
-        t0: _Scalar,
-        t1: _Scalar,
+        t0: Scalar,
+        t1: Scalar,
         y0: PyTree,
         args: Any,
-        solver_state: _RKC2State,
-        made_jump: _Scalar,
-    ) -> tuple[PyTree, PyTree, dict[str, PyTree], _RKC2State, dfx.RESULTS]:
+        solver_state: RKC2State,
+        made_jump: Scalar,
+    ) -> tuple[PyTree, PyTree, dict[str, PyTree], RKC2State, dfx.RESULTS]:
+        start = self.begin(terms, t0, t1, y0, args, solver_state, made_jump)
+        y, h, f0 = start.y, start.h, start.derivative
+        needed = self.stages(jnp.abs(h), start.spectral_radius)
+        refused = ~(needed <= self.max_stages)  # also if the spectral radius is not finite
+        stages = jnp.where(refused, 0, needed).astype(jnp.int32)
+        y1, f1 = chebyshev_stages(start.field, t0, t1, y, f0, h, stages)
+
+        restore = start.restore
+        error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)  # not finite if the step was unstable
+        error = restore(jnp.where(refused | ~jnp.isfinite(error), jnp.inf, error))
+        dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
+        state = start.following(f1, stages)
+        result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
+        return restore(y1), error, dense_info, state, result
+
+    def stages(self, h: Float[Array, ""], spectral_radius: Float[Array, ""]) -> Float[Array, ""]:
+        """How many stages a step needs."""
+        stiffness = self.safety * h * spectral_radius
+        return jnp.maximum(jnp.ceil(jnp.sqrt(1 + _INTERVAL * stiffness)), 2)
+
+    def begin(
+        self,
+        terms: dfx.AbstractTerm,
+        t0: Scalar,
+        t1: Scalar,
+        y0: PyTree,
+        args: Any,
+        solver_state: RKC2State,
+        made_jump: Scalar,
+    ) -> "Start":
+        """The derivative and the spectral radius at the beginning of a step."""
         y, field, restore = _flat(terms, y0, args)
         # Signed: diffrax integrates backwards in time by negating the control.
         h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
@@ -161,28 +193,46 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         iterations = jnp.where(refresh, self.power_iterations, 0).astype(jnp.int32)
         guess = solver_state.eigenvector, solver_state.spectral_radius
         eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, iterations)
-        needed = jnp.ceil(jnp.sqrt(1 + _INTERVAL * self.safety * jnp.abs(h) * radius))
-        refused = ~(needed <= self.max_stages)  # also if the spectral radius is not finite
-        stages = jnp.where(refused, 0, jnp.maximum(needed, 2)).astype(jnp.int32)
-        y1, f1 = _chebyshev_stages(field, t0, t1, y, f0, h, stages)
-
-        error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)  # not finite if the step was unstable
-        error = restore(jnp.where(refused | ~jnp.isfinite(error), jnp.inf, error))
-        dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
-        cost = stages + _JVP_COST * iterations + jumped.astype(jnp.int32)
-        state = _RKC2State(
-            derivative=f1,
+        cost = _JVP_COST * iterations + jumped.astype(jnp.int32)
+        return Start(
+            y=y,
+            h=h,
+            derivative=f0,
             eigenvector=eigenvector,
             spectral_radius=radius,
-            age=jnp.where(refresh, 0, solver_state.age) + 1,
-            previous_step=jnp.abs(h),
+            age=jnp.where(refresh, 0, solver_state.age),
             num_evaluations=solver_state.num_evaluations + cost,
+            field=field,
+            restore=restore,
         )
-        result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
-        return restore(y1), error, dense_info, state, result
 
 
-def _chebyshev_stages(field, t0, t1, y0, f0, h, stages):
+class Start(NamedTuple):
+    """What is known at the beginning of a step, on vectors."""
+
+    y: Float[Array, " n"]
+    h: Float[Array, ""]
+    derivative: Float[Array, " n"]
+    eigenvector: Float[Array, " n"]
+    spectral_radius: Float[Array, ""]
+    age: Int[Array, ""]
+    num_evaluations: Int[Array, ""]
+    field: Callable
+    restore: Callable
+
+    def following(self, derivative: Float[Array, " n"], cost: Int[Array, ""]) -> RKC2State:
+        """The solver's state after the step, which has cost so many evaluations."""
+        return RKC2State(
+            derivative=derivative,
+            eigenvector=self.eigenvector,
+            spectral_radius=self.spectral_radius,
+            age=self.age + 1,
+            previous_step=jnp.abs(self.h),
+            num_evaluations=self.num_evaluations + cost,
+        )
+
+
+def chebyshev_stages(field, t0, t1, y0, f0, h, stages):
     """The new state and its derivative; without any evaluation `y0` and `f0` if `stages` is 0."""
     zero, one, s = jnp.zeros_like(h), jnp.ones_like(h), jnp.maximum(stages, 2).astype(h.dtype)
     excess = _DAMPING / s**2

@@ -101,7 +101,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
         for column, depth in enumerate(depths):
             upper, lower = axes[column], axes[len(depths) + column]
             lower.set_xlim(1.0, 6e-13)
-            upper.set_ylim(2e-2, 2e2)
+            upper.set_ylim(2e-3, 2e2)  # room for the legend
             lower.set_ylim(2e-2, 2e6)
             of_depth = select(shown, factorization__depth=depth)
             draw_runs(upper, select(of_depth, dynamics__kind="GradientDescent"), "entry[0,0]")

@@ -1,0 +1,198 @@
+"""Tsit5 while accuracy limits the step, RKC2 once stability would: explicit, for a real spectrum.
+
+Gradient flow from a small initialization grows exponentially before it contracts. Errors of the
+growth are amplified and call for a high order, on a problem that is not stiff yet; afterwards the
+problem is stiff, errors are forgotten, and a large step matters more than its order.
+"""
+
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from factorflow._dynamics.solver.rkc2 import RKC2, RKC2State, Scalar, chebyshev_stages
+
+__all__ = ["Stabilized"]
+
+# Tsit5 is stable for h * rho up to this, on the negative real axis.
+_INTERVAL = 3.3
+_STAGES = 6
+# What the controller does with an error: the safety factor, and the limits on the change of a step.
+_SAFETY, _SHORTEST, _LONGEST = 0.9, 0.2, 10.0
+# The first steps of RKC2 may be much longer than the last of Tsit5.
+_LONGEST_SWITCH = 50.0
+# The least error of a refused step, which must not be kept, and the largest of one that must be.
+_REFUSED, _KEPT = 1.1, 0.95
+# How much cheaper per time the other method must look: switching has a cost of its own.
+_CHEAPER = 1.2
+
+
+class _StabilizedState(eqx.Module):
+    common: RKC2State
+    stiff: Bool[Array, ""]
+
+
+class Stabilized(dfx.AbstractAdaptiveSolver):
+    r"""The Runge-Kutta method of Tsitouras where it is stable, and `RKC2` where that pays.
+
+    A step of Tsit5 costs 6 evaluations and is stable for $h \rho \le 3.3$, with the spectral radius
+    $\rho$ of the Jacobian. While its error allows longer steps than that, the error of an `RKC2`
+    step over the same $h$ (known without further evaluations) predicts what `RKC2` would cost per
+    unit of time, and the cheaper method goes on.
+
+    The two have different orders, and a `diffrax` controller knows one. The solver therefore
+    measures the error itself, with the controller's tolerances, and hands it on as the error of a
+    third-order estimate that leads to the step it wants: the exponent $3/5$ for Tsit5, no less than
+    what ends at the stability limit. A step of Tsit5 beyond that limit is refused at no cost, with
+    `y1 = y0`; as in `RKC2`, `RESULTS.dt_min_reached` ends the solve if a controller keeps it.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: those of the controller.
+    - `rkc2`: the method for stiff steps, with its estimate of the spectral radius.
+
+    !!! example
+
+        ```python
+        >>> import diffrax, jax.numpy as jnp
+        >>> from factorflow._dynamics.solver import Stabilized
+        >>> term = diffrax.ODETerm(lambda t, y, args: -jnp.array([1.0, 1e4]) * y)
+        >>> solver = Stabilized(rtol=1e-5, atol=1e-8)
+        >>> control = diffrax.PIDController(rtol=1e-5, atol=1e-8)
+        >>> solution = diffrax.diffeqsolve(
+        ...     term, solver, 0.0, 1.0, None, jnp.ones(2), stepsize_controller=control)
+        >>> print(solution.ys[0, 0].round(3))
+        0.368
+
+        ```
+
+    ??? cite "Reference"
+
+        `RKC2` gives that of the stiff method.
+
+        ```bibtex
+        @article{tsitouras2011runge,
+          title={Runge--{K}utta pairs of order 5(4) satisfying only the first column simplifying
+                 assumption},
+          author={Tsitouras, Ch.},
+          journal={Computers \& Mathematics with Applications},
+          volume={62}, number={2}, pages={770--775},
+          year={2011}, doi={10.1016/j.camwa.2011.06.002}
+        }
+        ```
+    """
+
+    rtol: Any = 1e-8
+    atol: Any = 1e-10
+    rkc2: RKC2 = RKC2()
+
+    term_structure: ClassVar = dfx.ODETerm
+    interpolation_cls: ClassVar = dfx.ThirdOrderHermitePolynomialInterpolation
+
+    def order(self, terms: dfx.AbstractTerm) -> int:
+        return 2
+
+    def error_order(self, terms: dfx.AbstractTerm) -> int:
+        return 3
+
+    def func(self, terms: dfx.AbstractTerm, t0: Scalar, y0: PyTree, args: Any) -> PyTree:
+        return terms.vf(t0, y0, args)
+
+    def init(
+        self, terms: dfx.AbstractTerm, t0: Scalar, t1: Scalar, y0: PyTree, args: Any
+    ) -> _StabilizedState:
+        return _StabilizedState(self.rkc2.init(terms, t0, t1, y0, args), jnp.asarray(False))
+
+    def step(
+        self,
+        terms: dfx.AbstractTerm,
+        t0: Scalar,
+        t1: Scalar,
+        y0: PyTree,
+        args: Any,
+        solver_state: _StabilizedState,
+        made_jump: Scalar,
+    ) -> tuple[PyTree, PyTree, dict[str, PyTree], _StabilizedState, dfx.RESULTS]:
+        start = self.rkc2.begin(terms, t0, t1, y0, args, solver_state.common, made_jump)
+        y, h, f0, stiff = start.y, start.h, start.derivative, solver_state.stiff
+        size, rho = jnp.abs(h), start.spectral_radius
+        needed = self.rkc2.stages(size, rho)
+        # Negated so that a spectral radius that is not finite is refused too.
+        refused = ~jnp.where(stiff, needed <= self.rkc2.max_stages, size * rho <= _INTERVAL)
+        stages = jnp.where(stiff & ~refused, needed, 0).astype(jnp.int32)
+        y1, f1 = chebyshev_stages(start.field, t0, t1, y, f0, h, stages)
+        y1, f1, fifth = _tsit5(start.field, t0, t1, h, ~stiff & ~refused, (y, f0, y1, f1))
+
+        scale = self.atol + self.rtol * jnp.maximum(jnp.abs(y), jnp.abs(y1))
+        of_tsit5 = _rms(fifth / scale)
+        of_rkc2 = _rms((0.8 * (y - y1) + 0.4 * h * (f0 + f1)) / scale)
+        # What each method would do next.
+        limit = jnp.where(rho > 0, _INTERVAL / (self.rkc2.safety * rho), jnp.inf)
+        longest = jnp.where(stiff, _LONGEST, _LONGEST_SWITCH)
+        accurate = size * _change(of_tsit5, 5, _LONGEST)
+        next_rkc2 = size * _change(of_rkc2, 3, longest)
+        next_tsit5 = jnp.where(stiff, limit, jnp.minimum(accurate, limit))
+        rkc2_pace = next_rkc2 / self.rkc2.stages(next_rkc2, rho)
+        tsit5_pace = next_tsit5 / _STAGES
+        limited = accurate > _SAFETY * limit
+        following = jnp.where(
+            stiff, _CHEAPER * rkc2_pace > tsit5_pace, limited & (rkc2_pace > _CHEAPER * tsit5_pace)
+        )
+
+        # The error with which the controller takes that step.
+        ends_at = jnp.where(following, next_rkc2, next_tsit5)
+        wanted = (_SAFETY * size / ends_at) ** 3
+        of_tsit5 = jnp.where(of_tsit5 > 1, of_tsit5**0.6, jnp.minimum(wanted, _KEPT))
+        beyond = jnp.maximum((_SAFETY * size / limit) ** 3, _REFUSED)
+        refusal = jnp.where(stiff | ~jnp.isfinite(rho), jnp.inf, beyond)
+        error = jnp.where(refused, refusal, jnp.where(stiff, of_rkc2, of_tsit5))
+        error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+
+        cost = jnp.where(stiff | refused, stages, _STAGES).astype(jnp.int32)
+        state = _StabilizedState(start.following(f1, cost), following)
+        restore = start.restore
+        dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
+        result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
+        return restore(y1), restore(error * scale), dense_info, state, result
+
+
+def _tsit5(
+    field, t0: Scalar, t1: Scalar, h: Float[Array, ""], wanted: Bool[Array, ""], known: Any
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """State, derivative and error after a step, if wanted; else those known, and no error."""
+    tableau = dfx.Tsit5.tableau
+    y, f0, otherwise, slope = known
+    t0, t1 = (jnp.asarray(t, jnp.result_type(t0, t1, float)) for t in (t0, t1))
+
+    def compute(carry):
+        _, y, _, _, _ = carry
+        slopes, y1 = [f0], y
+        for node, row in zip(tableau.c, tableau.a_lower, strict=True):
+            y1 = y + h * _weighted(row, slopes)
+            slopes.append(field(t0 + float(node) * (t1 - t0), y1))
+        error = h * _weighted(tableau.b_error, slopes)
+        # As in `RKC2.begin`: a loop of length 0 or 1, through which `y` goes and changes.
+        return jnp.asarray(False), jnp.zeros_like(y), y1, slopes[-1], error
+
+    start = wanted, y, otherwise, slope, jnp.zeros_like(y)
+    _, _, y1, f1, error = lax.while_loop(lambda carry: carry[0], compute, start)
+    return y1, f1, error
+
+
+def _weighted(weights: np.ndarray, slopes: list[Array]) -> Array:
+    pairs = zip(weights, slopes, strict=True)
+    return sum((float(weight) * slope for weight, slope in pairs), jnp.zeros_like(slopes[0]))
+
+
+def _rms(values: Float[Array, " n"]) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.mean(jnp.square(values)))
+
+
+def _change(error: Float[Array, ""], order: int, longest: Any) -> Float[Array, ""]:
+    tiny = jnp.finfo(error.dtype).tiny
+    change = _SAFETY * jnp.maximum(error, tiny) ** (-1 / order)
+    return jnp.clip(change, _SHORTEST, longest)
