@@ -160,17 +160,39 @@ def _finish(
 # Small loops in `core` become hundreds of kernels; this emitter takes twice as long to compile them
 # as its predecessor, for code that is no faster (measured, jaxlib 0.10).
 _OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+# Structures that stay compiled: at some 60 MB each, a long sweep must let go of what it has done.
+_KEPT = 12
 
 
 @functools.cache
-def _compiled() -> Callable[[RunSpec], tuple[Trajectory, Witness]]:
-    """`core`, compiled with the options where this jaxlib knows them."""
+def _options() -> dict[str, bool] | None:
+    """The compiler's options, where this jaxlib knows them."""
     try:
         jax.jit(lambda: 0, compiler_options=_OPTIONS)()
     except jax.errors.JaxRuntimeError:
-        return eqx.filter_jit(core)
-    options: Any = {"compiler_options": _OPTIONS}
-    return eqx.filter_jit(core, **options)
+        return None
+    return _OPTIONS
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _compiled(treedef: Any, constants: tuple) -> Callable:
+    """`core` for specs of this structure, as a function of their arrays."""
+
+    def traced(arrays):
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in constants]
+        return core(jax.tree.unflatten(treedef, leaves))
+
+    return jax.jit(traced, compiler_options=_options())
+
+
+_ARRAY = object()
+
+
+def _call(spec: RunSpec) -> tuple[Trajectory, Witness]:
+    leaves, treedef = jax.tree.flatten(spec)
+    constants = tuple(_ARRAY if eqx.is_array(leaf) else leaf for leaf in leaves)
+    return _compiled(treedef, constants)([leaf for leaf in leaves if eqx.is_array(leaf)])
 
 
 def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witness]:
@@ -184,5 +206,5 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
     )
-    batched = jax.block_until_ready(_compiled()(stacked))
+    batched = jax.block_until_ready(_call(stacked))
     return jax.tree.map(lambda leaf: leaf[: len(specs)], jax.device_get(batched))

@@ -7,9 +7,10 @@ over single matrices, which those kernels treat one by one; it is as fast.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from factorflow._types import FloatArray, FloatScalar, Matrix, Vector
+from factorflow._types import BoolScalar, FloatArray, FloatScalar, Matrix, Vector
 
 __all__ = [
     "qr",
@@ -69,9 +70,14 @@ def symmetric_eigenvalues(matrix: Matrix) -> FloatArray:
 
 
 @sequential_vmap
-def solve(matrix: Matrix, right_hand_side: Vector) -> Vector:
-    """The solution of a linear system; not differentiable."""
-    return jnp.linalg.solve(matrix, right_hand_side)
+def solve(matrix: Matrix, right_hand_side: Vector, wanted: BoolScalar) -> Vector:
+    """The solution of a linear system, or zero where it is not wanted; not differentiable.
+
+    In a batch only the systems whose solutions are wanted cost anything.
+    """
+    return lax.cond(
+        wanted, jnp.linalg.solve, lambda _, side: jnp.zeros_like(side), matrix, right_hand_side
+    )
 
 
 @sequential_vmap

@@ -157,7 +157,7 @@ class CollocationFlow(AbstractDynamics):
         predicted = charts.reexpressed(factorization, predicted, state.previous, frame)
         good = state.predictable & (ratio < _LONGEST_PREDICTION)
         guess = jnp.where(good, predicted, constant)
-        step = solver.step(fields, start, state.size, guess, scale, tolerance)
+        step = solver.step(fields, start, state.size, guess, scale, tolerance, active)
 
         smooth = jnp.maximum(step.error, jnp.finfo(scale.dtype).tiny)
         factor = 0.9 * (tolerance / smooth) ** (1 / self.stages)

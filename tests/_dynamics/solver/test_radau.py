@@ -22,6 +22,9 @@ def fields_of(field):
     return lambda stages: (jax.vmap(field)(stages), jax.vmap(jax.jacfwd(field))(stages))
 
 
+YES = jnp.asarray(True)
+
+
 @functools.cache
 def stepper(stages: int, name: str):
     """One step of a named equation, whose parameter may vary, compiled once."""
@@ -32,7 +35,7 @@ def stepper(stages: int, name: str):
         guess = jnp.broadcast_to(y, (stages, *y.shape))
         fields = fields_of(lambda y: equation(parameter, y))
         scale = jnp.ones_like(y)
-        return solver.step(fields, y, h, guess, scale, jnp.asarray(TOLERANCE))
+        return solver.step(fields, y, h, guess, scale, jnp.asarray(TOLERANCE), YES)
 
     def on_arrays(parameter, y, h):
         return step(*(jnp.asarray(value, DTYPE) for value in (parameter, y, h)))
@@ -227,13 +230,24 @@ def test_errors_and_corrections_are_relative_to_the_scale():
     fields = fields_of(lambda y: -y)
     guess = jnp.broadcast_to(start, (3, 1))
     steps = [
-        solver.step(fields, start, jnp.asarray(1.0, DTYPE), guess, jnp.asarray([scale], DTYPE), TOL)
+        solver.step(
+            fields, start, jnp.asarray(1.0, DTYPE), guess, jnp.asarray([scale], DTYPE), TOL, YES
+        )
         for scale in (1.0, 1e-6)
     ]
     assert float(steps[1].error / steps[0].error) == pytest.approx(1e6, rel=1e-4)
 
 
 TOL = jnp.asarray(TOLERANCE)
+
+
+def test_a_step_that_is_not_wanted_costs_no_iteration():
+    solver, y = Radau(3), jnp.asarray([1.0], DTYPE)
+    guess, h = jnp.broadcast_to(y, (3, 1)), jnp.asarray(0.1, DTYPE)
+    fields = fields_of(lambda y: -y)
+    taken = solver.step(fields, y, h, guess, jnp.ones_like(y), TOL, jnp.asarray(False))
+    assert int(taken.iterations) == 0 and not taken.converged
+    np.testing.assert_array_equal(taken.stages, guess)
 
 
 # --- Failures
@@ -245,7 +259,7 @@ def test_a_step_that_leaves_the_domain_does_not_converge():
     scale, long = jnp.ones_like(y), jnp.asarray(50.0, DTYPE)
     # y' = y^2 from 1 is infinite at time 1; a logarithm of a negative number is NaN.
     for field in (lambda y: y**2, lambda y: jnp.log(y - 2)):
-        taken = solver.step(fields_of(field), y, long, guess, scale, TOL)
+        taken = solver.step(fields_of(field), y, long, guess, scale, TOL, YES)
         assert not taken.converged
         if not np.isfinite(taken.stages).all():
             assert np.isinf(taken.error)

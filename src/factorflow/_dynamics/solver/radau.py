@@ -69,8 +69,9 @@ class Radau(eqx.Module):
         guess: Float[Array, "s n"],
         scale: Float[Array, " n"],
         tolerance: Float[Array, ""],
+        wanted: Bool[Array, ""],
     ) -> CollocationStep:
-        """Solve for the stages of one step.
+        """Solve for the stages of one step; nothing is solved, or promised, where not wanted.
 
         `fields` maps stages `(s, n)` to the field `(s, n)` and its Jacobian `(s, n, n)` there;
         `scale` is the natural size of every component.
@@ -91,7 +92,8 @@ class Radau(eqx.Module):
             # Stiff rows are up to 1e22 times larger than others: without equilibration the pivots
             # of the elimination are chosen among incomparable numbers, and Newton stalls.
             rows = 1 / jnp.max(jnp.abs(matrix), axis=1)
-            change = solve(matrix * rows[:, None], residual * rows)
+            # Lanes that have converged, or that wait for others, cost no elimination.
+            change = solve(matrix * rows[:, None], residual * rows, unfinished(carry))
             stages = stages + (change * scales).reshape(s, n)
             return stages, iteration + 1, jnp.max(jnp.abs(change)), size, rate
 
@@ -99,7 +101,7 @@ class Radau(eqx.Module):
             _, iteration, size, before, _ = carry
             stalled = (iteration > 3) & (size > before / 2) & (size < _ACCEPTABLE * tolerance)
             more = (size > _CONVERGED * tolerance) & jnp.isfinite(size)
-            return (iteration < _MAX_ITERATIONS) & more & ~stalled
+            return wanted & (iteration < _MAX_ITERATIONS) & more & ~stalled
 
         large = jnp.asarray(1e9, y.dtype)
         start = (guess, jnp.zeros((), jnp.int32), large, 2 * large, jnp.zeros_like(h))
