@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -353,3 +354,47 @@ def test_a_companion_too_coarse_to_agree_is_caught(monkeypatch):
     trajectory = certified(2, flow, balanced(2, 1e-3), LEVELS[2], certify="cheap")
     assert trajectory.certificate.evidence["companion_error"] > 1e-6
     assert trajectory.certificate.doubts[0] == "companion"
+
+
+def test_a_single_factor_may_change_the_sign_of_its_determinant():
+    fz = ff.DeepMatrix((2, 2), depth=1)
+    trajectory = ff.simulate(
+        ff.razin_cohen_problem(),
+        fz,
+        ff.GradientFlow(),
+        (jnp.asarray([[0.5, 0.1], [0.1, 0.5]]),),
+        observe=ff.AtLosses([0.5, 0.1, 1e-3]),
+        stop=ff.Stop(loss=1e-3),
+        measures=["determinant_sign"],
+    )
+    # At depth 1 the flow goes straight to the solution next to the start, whatever its sign.
+    assert trajectory.measures["determinant_sign"][[0, -1]].tolist() == [1, -1]
+    assert not trajectory.certificate.contradicted.any()
+    assert trajectory.certificate.verdict in ("flow_faithful", "unverified")
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+def test_a_loose_tolerance_is_judged_by_a_finer_run(rtol):
+    fz = ff.DeepMatrix((2, 2), depth=3)
+    levels = [0.5, 1e-1, 1e-2, 1e-3, 1e-4]
+
+    def run(tolerance):
+        return ff.simulate(
+            ff.razin_cohen_problem(),
+            fz,
+            ff.GradientFlow(rtol=tolerance),
+            ff.Balanced(product=[[2e-3, 1e-3], [-5e-4, 3e-3]])(fz),
+            observe=ff.AtLosses(levels),
+            stop=ff.Stop(loss=levels[-1]),
+            measures=["product"],
+        )
+
+    loose, fine = run(rtol), run(None)
+    off = np.abs(loose.measures["product"] - fine.measures["product"]).max((1, 2))
+    off = off / np.abs(fine.measures["product"]).max((1, 2))
+    assert np.all(off[loose.certificate.trusted] < 2e-6)
+    # Steps this long miss the energy identity, but a run that is right is not accused of its steps.
+    right = bool(np.all(off < 1e-7))
+    assert right is (loose.certificate.verdict == "unverified")
+    assert right or loose.certificate.verdict == "step_limited"

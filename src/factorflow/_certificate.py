@@ -38,9 +38,9 @@ class Certificate(eqx.Module):
 
     **Attributes:**
 
-    - `verdict`: `"flow_faithful"` where every reached row is trusted, `"step_limited"` or
-        `"rounding_limited"` where some are not gradient flow, by what limits them, and
-        `"unverified"` where nothing decides.
+    - `verdict`: `"flow_faithful"` where the run did not fail and every reached row is trusted,
+        `"step_limited"` or `"rounding_limited"` where some are not gradient flow, by what limits
+        them, and `"unverified"` where nothing decides.
     - `trusted`: a flag per row: whether the evidence supports this row as gradient flow.
     - `contradicted`: a flag per row: whether an invariant of gradient flow is violated there, so
         that the row cannot be gradient flow.

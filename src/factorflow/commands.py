@@ -224,7 +224,7 @@ def _sections():
     def initializers():
         from factorflow import _initializer
 
-        names = ("Balanced", "Gaussian", "Identity", "Orthogonal")
+        names = ("Balanced", "Gaussian", "Identity", "Imbalanced", "Orthogonal")
         return {name: first_line(getattr(_initializer, name)) for name in names}
 
     def optimizers():

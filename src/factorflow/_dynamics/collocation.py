@@ -26,8 +26,10 @@ _ACCEPTED, _REJECTED, _DIVERGED = (0.3, 2.5), (0.2, 0.7), 0.3
 # A prediction over more than this multiple of the last step is worse than none.
 _LONGEST_PREDICTION = 2.6
 _FIRST_STEP = 1e-2
-# The companion's tolerance, as a multiple: with seven stages its steps are 2.7 times longer.
-_COMPANION = 1e3
+# The companion's tolerance, as a multiple: with seven stages its steps are 2.7 times longer. Where
+# that would be too coarse to say anything, beyond these tolerances, the companion is the finer one.
+_COMPANION, _FINER = 1e3, 1e-2
+_COARSEST = {"float64": 1e-6, "float32": 1e-2}
 
 
 class CollocationState(AbstractState):
@@ -81,7 +83,10 @@ class CollocationFlow(AbstractDynamics):
         return self.charts.balanced
 
     def companion(self) -> "CollocationFlow":
-        return eqx.tree_at(lambda flow: flow.tolerance, self, self.tolerance * _COMPANION)
+        coarser = self.tolerance * _COMPANION
+        limit = _COARSEST[jnp.asarray(self.tolerance).dtype.name] * 1.001
+        other = coarser if coarser <= limit else self.tolerance * _FINER
+        return eqx.tree_at(lambda flow: flow.tolerance, self, other)
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors

@@ -209,16 +209,16 @@ class Integrator(eqx.Module):
         return self._moved(state, time, y, loss)
 
     def _restep(self, state: FlowState, time: FloatScalar) -> Any:
-        # `made_jump` makes solvers recompute what they would otherwise reuse from the step before.
-        y, *_ = self.solver.step(
-            self._terms(),
-            state.previous_time,
-            time,
-            state.previous_y,
-            None,
-            state.solver_state,
-            jnp.asarray(True),
-        )
+        start = self._terms(), state.previous_time
+        solver: Any = self.solver
+        if hasattr(solver, "again"):
+            # Solvers that change with the step must take the one they took.
+            solver_state = solver.again(*start, state.previous_y, None, state.solver_state)
+            made_jump: Any = False
+        else:
+            # Makes solvers recompute what they would otherwise reuse from the step before.
+            solver_state, made_jump = state.solver_state, jnp.asarray(True)
+        y, *_ = solver.step(*start, time, state.previous_y, None, solver_state, made_jump)
         unmoved = time <= state.previous_time
         return where(unmoved, state.previous_y, y)
 

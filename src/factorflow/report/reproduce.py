@@ -112,18 +112,20 @@ def _computed(
     """
     everything = [experiment for figure in figures for experiment in wanted[figure.name]]
     waiting = {f.name: (f, {e.key() for e in wanted[f.name]}) for f in figures}
-    # One thread for the sweep, which writes the store; here the store is only read.
+    # One thread for the sweep, which writes the store; here it is read as another process would.
     pool = ThreadPoolExecutor(max_workers=1)
     try:
         sweep = pool.submit(run, everything, store, progress=progress)
         while waiting:
             # A short wait keeps the main thread answering to Ctrl-C.
-            if wait([sweep], timeout=0.2).done:
+            over = bool(wait([sweep], timeout=0.2).done)
+            if over:
                 sweep.result()
-            present = set(store.index["key"])
-            for name in [name for name, (_, keys) in waiting.items() if keys <= present]:
+            snapshot = Store(store.path)
+            present = set(snapshot.index["key"])
+            for name in [name for name, (_, keys) in waiting.items() if over or keys <= present]:
                 figure, _ = waiting.pop(name)
-                yield figure, store.dataset(wanted[name])
+                yield figure, snapshot.dataset(wanted[name])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
+from factorflow._dynamics.integrators import with_tolerances
 from factorflow._dynamics.solver import RKC2, Stabilized
 from factorflow._product import Factored
 
@@ -173,8 +174,55 @@ def test_a_field_that_is_not_finite_is_never_accepted():
     assert np.all(np.isinf(error))
 
 
+def overflowing(rate):
+    # Beyond 2 the field overflows: a long step from 1 meets infinities in its later stages.
+    return lambda t, y: jnp.where(y > 2, jnp.inf, rate * y)
+
+
+@pytest.mark.parametrize("solver", [Stabilized(1e-3, 1e-6), RKC2()], ids=["both", "RKC2"])
+def test_a_step_that_overflows_is_shortened(solver):
+    one = jnp.ones(1)
+    term = dfx.ODETerm(lambda t, y, args: overflowing(1.0)(t, y))
+    zero, h = jnp.zeros_like(one[0]), jnp.full_like(one[0], 1.5)
+    y1, error, *_ = solver.step(
+        term, zero, h, one, None, solver.init(term, zero, h, one, None), False
+    )
+    assert np.isfinite(y1).all() and np.isinf(error).all()
+    solution = solve(overflowing(1.0), one, 0.6, solver, 1e-3, 1e-6)
+    np.testing.assert_allclose(solution.ys[-1, 0], np.exp(0.6), rtol=1e-2)
+
+
+@pytest.mark.x64
+def test_rows_within_a_step_are_taken_by_the_method_of_that_step():
+    fz, factors, _ = completion()
+    problem = ff.random_low_rank_problem(jax.random.key(0), (12, 12), rank=2, n_observed=70)
+    levels = tuple(np.geomspace(0.5, 1e-6, 80))
+
+    def run(name, rtol):
+        return ff.simulate(
+            problem,
+            fz,
+            ff.GradientFlow(name, rtol=rtol, atol=rtol / 100),
+            factors,
+            observe=ff.AtLosses(levels),
+            stop=ff.Stop(loss=levels[-1]),
+            measures=["loss", "product"],
+        )
+
+    # Rows between two switches, far apart in time and near in loss, so that all steps hold some.
+    ours, truth = run("Stabilized", 1e-6), run("Stabilized", 1e-10)
+    np.testing.assert_allclose(ours.measures["loss"], levels, rtol=1e-12)
+    assert "num_gradients" in ours.stats
+    size = np.linalg.norm(truth.measures["product"], axis=(1, 2))
+    off = np.linalg.norm(ours.measures["product"] - truth.measures["product"], axis=(1, 2)) / size
+    assert np.max(off) < 100 * 1e-6
+    assert np.all(np.diff(ours.times) > 0)
+
+
 def test_tolerances_reach_the_solver_from_the_flow():
-    flow = ff.GradientFlow("Stabilized", rtol=1e-3, atol=1e-5)
+    solver, control = with_tolerances(Stabilized(), 1e-3, None, jnp.float32)
+    assert (solver.rtol, solver.atol) == (control.rtol, control.atol)
+    assert float(solver.rtol) == pytest.approx(1e-3)
     fz = ff.DeepMatrix((2, 2), depth=3)
     runs = {}
     for rtol in (1e-3, 1e-5):

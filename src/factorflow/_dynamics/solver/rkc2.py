@@ -149,12 +149,28 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         y1, f1 = chebyshev_stages(start.field, t0, t1, y, f0, h, stages)
 
         restore = start.restore
+        # diffrax would make a step of NaN of a state that is not finite.
+        finite = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(f1))
+        y1, f1 = jnp.where(finite, y1, y), jnp.where(finite, f1, f0)
         error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)  # not finite if the step was unstable
-        error = restore(jnp.where(refused | ~jnp.isfinite(error), jnp.inf, error))
+        error = restore(jnp.where(refused | ~finite | ~jnp.isfinite(error), jnp.inf, error))
         dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
         state = start.following(f1, stages)
         result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
         return restore(y1), error, dense_info, state, result
+
+    def again(
+        self, terms: dfx.AbstractTerm, t0: Scalar, y0: PyTree, args: Any, state: RKC2State
+    ) -> RKC2State:
+        """The state from which the last step, from `y0`, is taken again or cut short.
+
+        With the same spectral radius, so that it has no more stages than it had.
+        """
+        y, field, _ = _flat(terms, y0, args)
+        none = jnp.zeros_like(state.age), jnp.zeros_like(state.previous_step)
+        return eqx.tree_at(
+            lambda s: (s.derivative, s.age, s.previous_step), state, (field(t0, y), *none)
+        )
 
     def stages(self, h: Float[Array, ""], spectral_radius: Float[Array, ""]) -> Float[Array, ""]:
         """How many stages a step needs."""

@@ -23,7 +23,7 @@ _INTERVAL = 3.3
 _STAGES = 6
 # What the controller does with an error: the safety factor, and the limits on the change of a step.
 _SAFETY, _SHORTEST, _LONGEST = 0.9, 0.2, 10.0
-# The first steps of RKC2 may be much longer than the last of Tsit5.
+# RKC2's pace is judged after the steps in which the controller lets it grow.
 _LONGEST_SWITCH = 50.0
 # The least error of a refused step, which must not be kept, and the largest of one that must be.
 _REFUSED, _KEPT = 1.1, 0.95
@@ -33,7 +33,12 @@ _CHEAPER = 1.2
 
 class _StabilizedState(eqx.Module):
     common: RKC2State
-    stiff: Bool[Array, ""]
+    stiff: Bool[Array, ""]  # whether the next step is RKC2's
+    was_stiff: Bool[Array, ""]  # whether the last one was
+
+    @property
+    def num_evaluations(self) -> Any:
+        return self.common.num_evaluations
 
 
 class Stabilized(dfx.AbstractAdaptiveSolver):
@@ -105,7 +110,15 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
     def init(
         self, terms: dfx.AbstractTerm, t0: Scalar, t1: Scalar, y0: PyTree, args: Any
     ) -> _StabilizedState:
-        return _StabilizedState(self.rkc2.init(terms, t0, t1, y0, args), jnp.asarray(False))
+        no = jnp.asarray(False)
+        return _StabilizedState(self.rkc2.init(terms, t0, t1, y0, args), no, no)
+
+    def again(
+        self, terms: dfx.AbstractTerm, t0: Scalar, y0: PyTree, args: Any, state: _StabilizedState
+    ) -> _StabilizedState:
+        """As `RKC2.again`: by the method of the last step."""
+        common = self.rkc2.again(terms, t0, y0, args, state.common)
+        return _StabilizedState(common, state.was_stiff, state.was_stiff)
 
     def step(
         self,
@@ -127,6 +140,9 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         y1, f1 = chebyshev_stages(start.field, t0, t1, y, f0, h, stages)
         y1, f1, fifth = _tsit5(start.field, t0, t1, h, ~stiff & ~refused, (y, f0, y1, f1))
 
+        # diffrax would make a step of NaN of a state that is not finite.
+        finite = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(f1))
+        y1, f1 = jnp.where(finite, y1, y), jnp.where(finite, f1, f0)
         scale = self.atol + self.rtol * jnp.maximum(jnp.abs(y), jnp.abs(y1))
         of_tsit5 = _rms(fifth / scale)
         of_rkc2 = _rms((0.8 * (y - y1) + 0.4 * h * (f0 + f1)) / scale)
@@ -150,14 +166,14 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         beyond = jnp.maximum((_SAFETY * size / limit) ** 3, _REFUSED)
         refusal = jnp.where(stiff | ~jnp.isfinite(rho), jnp.inf, beyond)
         error = jnp.where(refused, refusal, jnp.where(stiff, of_rkc2, of_tsit5))
-        error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+        error = jnp.where(finite & jnp.isfinite(error), error * scale, jnp.inf)
 
         cost = jnp.where(stiff | refused, stages, _STAGES).astype(jnp.int32)
-        state = _StabilizedState(start.following(f1, cost), following)
+        state = _StabilizedState(start.following(f1, cost), following, stiff)
         restore = start.restore
         dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
         result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
-        return restore(y1), restore(error * scale), dense_info, state, result
+        return restore(y1), restore(error), dense_info, state, result
 
 
 def _tsit5(

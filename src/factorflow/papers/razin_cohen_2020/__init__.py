@@ -42,10 +42,11 @@ PAPER = Paper(
         "sign of the determinant for balanced starts and does not read the sweep's seed. Plot "
         "readings, drawn as hollow diamonds, carry about 5%.",
         "At depth 2 neither descent nor any flow that follows the factors stays on the gradient "
-        "flow of balanced factors: rounding or the step size lets the determinant change sign near "
-        "a loss of 3e-3, and from there the entry stops growing. Such stretches are drawn grey and "
-        "dashed. The theorem is about gradient flow, whose entry passes 70 at a loss of 1e-4: it "
-        "is followed here in coordinates in which the determinant cannot change sign.",
+        "flow of balanced factors: rounding or the step size lets the determinant change sign (at "
+        "a loss of 3e-3 in double precision, near 1e-2 in descent), and from there the entry stops "
+        "growing. Such stretches are drawn grey and dashed. The theorem is about gradient flow, "
+        "whose entry passes 70 at a loss of 1e-4: it is followed here in coordinates in which the "
+        "determinant cannot change sign.",
         "Unbalanced starts obey the theorem only until their imbalance lets the determinant cross "
         "zero; how soon depends on the draw.",
     ),

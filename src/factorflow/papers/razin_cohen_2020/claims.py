@@ -78,6 +78,8 @@ def _check_certified(dataset: "xr.Dataset") -> tuple[str, bool]:
     faithful = np.asarray(dataset["verdict"]) == "flow_faithful"
     rows = np.asarray(dataset["reached"])
     trusted = np.asarray(dataset["trusted"])[rows]
+    # A run that ended before its last row has not shown what it was asked for.
+    faithful &= np.asarray(dataset["result"]) == "loss_reached"
     runs, sure = int(faithful.sum()), int(trusted.sum())
     measured = f"{runs} of {faithful.size} runs, {sure} of {trusted.size} rows"
     return measured, bool(faithful.size and faithful.all() and trusted.size and trusted.all())

@@ -170,7 +170,8 @@ FIGURE = Figure(
             id="escape_horizon.exponent",
             statement=(
                 "At fixed direction and imbalance of 1e-4 or less the final entry is a power of "
-                "the imbalance, -(L - 2)/2 * L/(L + 2), at depths 3 and 4."
+                "the imbalance, -(L - 2)/2 * L/(L + 2), at depth 3, and at the paper's scale at "
+                "depth 4."
             ),
             source="horizon of unbalanced starts, derived for factorflow",
             expected="-0.3 and -2/3",

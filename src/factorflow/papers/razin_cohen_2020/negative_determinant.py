@@ -134,8 +134,8 @@ FIGURE = Figure(
         Claim(
             id="negative_determinant.flow_converges",
             statement=(
-                "Balanced flow at depths 2 to 4: from loss 1e-7 to 1e-8 the entry and every norm "
-                "change by less than 5%."
+                "Balanced flow at depths 2 to 4 (2 and 3 at scale quick): from loss 1e-7 to 1e-8 "
+                "the entry and every norm change by less than 5%."
             ),
             source=f"{SOURCE}, discussion after theorem 1",
             expected="0%",

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from factorflow._initializer import Balanced
 from factorflow.experiments import Experiment
 from factorflow.papers.base import Figure, Overlays
 from factorflow.papers.razin_cohen_2020 import deep_matrix_factorization
@@ -25,10 +26,12 @@ PANELS = (
 
 
 def experiments(scale: str) -> list[Experiment]:
-    """The balanced flows of the first figure and one balanced descent."""
+    """The balanced runs of depth 3 of the first figure."""
+    runs = deep_matrix_factorization.experiments(scale)
+    runs = [run for run in runs if isinstance(run.initializer, Balanced)]
     return [
         run
-        for run in deep_matrix_factorization.experiments(scale)
+        for run in runs
         if run.seed == 0 and run.factorization.depth == 3 and run.dtype == "float64"  # pyright: ignore[reportAttributeAccessIssue]
     ]
 

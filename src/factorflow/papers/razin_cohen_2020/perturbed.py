@@ -127,7 +127,7 @@ def _check_limit(dataset: "xr.Dataset") -> tuple[str, bool]:
 def _check_diverges(dataset: "xr.Dataset") -> tuple[str, bool]:
     runs = select(dataset, task__eps=0.0, initializer__kind="Balanced")
     runs = runs.isel(run=np.flatnonzero(np.asarray(runs["factorization.depth"]) >= 3))
-    ends, growing = [], True
+    ends, growing = [], bool(np.all(np.asarray(runs["result"]) == "loss_reached"))
     for index in range(runs.sizes["run"]):
         rows = reached(runs.isel(run=index))
         entry = np.abs(np.asarray(rows["entry[0,0]"]))

@@ -14,6 +14,7 @@ from factorflow.experiments import Experiment, RazinCohenTask
 __all__ = [
     "FLOW_LEVELS",
     "MARKER_LOSSES",
+    "MAX_STEPS",
     "NORMS",
     "SOURCE",
     "experiment",
