@@ -18,6 +18,8 @@ import factorflow as ff
 DTYPE = np.dtype(jnp.result_type(float))
 EPS = float(np.finfo(DTYPE).eps)
 X64 = DTYPE.itemsize == 8
+# A loss that no run here reaches, above what the dtype resolves (smaller ones are refused).
+NEVER = EPS**2
 
 # No symmetry that could hide an error, and a positive determinant.
 GENERIC = np.array([[0.007, -0.004], [0.005, 0.006]])
@@ -27,7 +29,7 @@ Chain = tuple[np.ndarray, ...]
 
 
 def limits(
-    loss: float = 1e-30,
+    loss: float = NEVER,
     gradient_norm: float = 1e-30,
     max_steps: int = 100_000,
     max_time: float = 1e6,

@@ -8,6 +8,7 @@ from runs import (
     DTYPE,
     EPS,
     GENERIC,
+    NEVER,
     RAZIN_COHEN,
     assert_ulps,
     compose,
@@ -114,7 +115,7 @@ def test_levels_above_the_initial_loss_give_the_initial_state(dynamics):
 
 @both
 def test_unreached_rows_are_blank(dynamics):
-    levels = [0.5 * LOSSES[0], 0.1 * LOSSES[0], 1e-20, 1e-25]
+    levels = [0.5 * LOSSES[0], 0.1 * LOSSES[0], 2 * NEVER, NEVER]
     trajectory = run(dynamics, ff.AtLosses(levels), limits(loss=0.05 * LOSSES[0]))
     assert trajectory.result_name == "loss_reached"
     assert trajectory.reached.tolist() == [True, True, False, False]

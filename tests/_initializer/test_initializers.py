@@ -173,6 +173,15 @@ BAD_INPUT += [
 ]
 BAD_INPUT += [
     (
+        "Balanced, determinant of a singular product",
+        lambda: ff.Balanced(product=[[1.0, 2.0], [2.0, 4.0]], determinant="positive")(
+            ff.DeepMatrix((2, 2), 3)
+        ),
+        r"cannot be honoured: the product is singular",
+    )
+]
+BAD_INPUT += [
+    (
         f"{name}, no key",
         lambda name=name: INITIALIZERS[name](product_scale=1.0)(RECTANGULAR),
         r"needs a random key",
