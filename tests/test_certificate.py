@@ -350,6 +350,7 @@ def test_a_companion_too_coarse_to_agree_is_caught(monkeypatch):
     from factorflow._dynamics import collocation
 
     monkeypatch.setattr(collocation, "_COMPANION", 1e9)
+    monkeypatch.setitem(collocation._COARSEST, "float64", 1.0)
     flow = ff.GradientFlow("radau")
     trajectory = certified(2, flow, balanced(2, 1e-3), LEVELS[2], certify="cheap")
     assert trajectory.certificate.evidence["companion_error"] > 1e-6
