@@ -34,7 +34,7 @@ def _square(dim: int, depth: int) -> list[Row]:
     )
     call = functools.partial(follow_certified, [spec], 1)
     trajectory = jax.tree.map(lambda leaf: np.asarray(leaf[0]), call())
-    seconds = best_of(2, call)
+    seconds = best_of(1 if dim > 5 else 3, call)
     entry = abs(float(trajectory.measures["entry[0,0]"][-1]))
     over = entry / float(entry_bound(dim)(LEVELS[-1])) - 1
     integrator, steps = (trajectory.stats[name] for name in ("integrator", "num_steps"))

@@ -20,8 +20,9 @@ from factorflow._types import FloatScalar, IntScalar
 
 __all__ = ["FlowState", "Integrator"]
 
-# Newton on the logarithm of the loss within one step converges quadratically; bisection guards it.
+# Of false position, for a row at a loss; and how many that do not improve mean rounding.
 _LOCATE_ITERATIONS = 40
+_NOISY = 3
 
 
 class FlowState(AbstractState):
@@ -165,42 +166,56 @@ class Integrator(eqx.Module):
         # A level that was not reached has no place in this step: the end of the step stands in.
         level = jnp.maximum(level, state.loss)
         log_level = jnp.log(level)
-        tolerance = 4 * jnp.finfo(level.dtype).eps
-        span = state.time - state.previous_time
-        drop = jnp.log(state.previous_loss) - jnp.log(state.loss)
-        share = (jnp.log(state.previous_loss) - log_level) / jnp.where(drop > 0, drop, 1)
-        guess = state.previous_time + jnp.clip(share, 0, 1) * span
-
-        def distance(loss):
-            return jnp.log(loss) - log_level
+        eps = jnp.finfo(level.dtype).eps
+        # Entries of size one round a small loss by more than its last digit: more iterations would
+        # only move the row within that noise.
+        enough = 4 * eps * jnp.maximum(1, 1 / jnp.sqrt(2 * level))
 
         def unfinished(carry):
-            iteration, _, _, _, loss, low, high = carry
-            near = jnp.abs(distance(loss)) <= tolerance
-            narrow = high - low <= 2 * jnp.finfo(low.dtype).eps * jnp.abs(high)
-            return (iteration < _LOCATE_ITERATIONS) & ~near & ~narrow
+            iteration, bracket, _, best, worse, _ = carry
+            low, _, high, _ = bracket
+            narrow = high - low <= 2 * eps * jnp.abs(high)
+            # Where entries are large the noise is larger still.
+            noisy = (worse >= _NOISY) & (best < jnp.sqrt(eps))
+            return (iteration < _LOCATE_ITERATIONS) & ~(best <= enough) & ~noisy & ~narrow
 
         def improve(carry):
-            iteration, time, _, _, _, low, high = carry
+            iteration, (low, above_low, high, above_high), side, best, worse, found = carry
+            # False position in the logarithm, with Illinois' halving of an end that stays. The
+            # slope along the flow is no guide: steps that suppress stiff modes do not resolve it.
+            secant = high - above_high * (high - low) / (above_high - above_low)
+            inside = (secant > low) & (secant < high)
+            time = jnp.where(inside, secant, (low + high) / 2)
             y = self._restep(state, time)
-            loss, slope = jax.jvp(self.loss, (y,), (self.field(y),))
-            above = loss > level
-            low, high = jnp.where(above, time, low), jnp.where(above, high, time)
-            newton = time - distance(loss) * loss / slope
-            inside = (newton > low) & (newton < high)
-            following = jnp.where(inside, newton, (low + high) / 2)
-            return iteration + 1, following, time, y, loss, low, high
+            loss = self.loss(y)
+            distance = jnp.log(loss) - log_level
+            is_low = distance > 0
+            again = jnp.where(is_low, side > 0, side < 0)
+            kept = jnp.where(again, 0.5, 1).astype(distance.dtype)
+            bracket = (
+                jnp.where(is_low, time, low),
+                jnp.where(is_low, distance, above_low * kept),
+                jnp.where(is_low, high, time),
+                jnp.where(is_low, above_high * kept, distance),
+            )
+            side = jnp.where(is_low, 1, -1).astype(jnp.int32)
+            off = jnp.abs(distance)
+            better = off < best
+            found = where(better, (time, y, loss), found)
+            worse = jnp.where(better, 0, worse + 1).astype(jnp.int32)
+            return iteration + 1, bracket, side, jnp.minimum(off, best), worse, found
 
+        ends = jnp.log(state.previous_loss) - log_level, jnp.log(state.loss) - log_level
+        none = jnp.zeros((), jnp.int32)
         start = (
-            jnp.zeros((), jnp.int32),
-            guess,
-            state.time,
-            state.y,
-            jnp.full_like(level, jnp.inf),
-            state.previous_time,
-            state.time,
+            none,
+            (state.previous_time, ends[0], state.time, ends[1]),
+            none,
+            jnp.abs(ends[1]),
+            none,
+            (state.time, state.y, state.loss),
         )
-        _, _, time, y, loss, _, _ = lax.while_loop(unfinished, improve, start)
+        *_, (time, y, loss) = lax.while_loop(unfinished, improve, start)
         # A level at or above the loss before the step is the state before the step.
         early = level >= state.previous_loss
         time = jnp.where(early, state.previous_time, time)

@@ -33,6 +33,8 @@ class RKC2State(eqx.Module):
     spectral_radius: Float[Array, ""]
     age: Int[Array, ""]  # steps since it was estimated
     previous_step: Float[Array, ""]
+    last_stages: Int[Array, ""]  # of the step that led here
+    least_stages: Int[Array, ""]  # of the next step
     num_evaluations: Int[Array, ""]  # cost so far, in gradients
 
 
@@ -128,6 +130,8 @@ class RKC2(dfx.AbstractAdaptiveSolver):
             spectral_radius=radius,
             age=jnp.zeros((), jnp.int32),
             previous_step=jnp.abs(jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)),
+            last_stages=jnp.zeros((), jnp.int32),
+            least_stages=jnp.zeros((), jnp.int32),
             num_evaluations=jnp.asarray(1 + _JVP_COST * _COLD_ITERATIONS, jnp.int32),
         )
 
@@ -144,6 +148,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         start = self.begin(terms, t0, t1, y0, args, solver_state, made_jump)
         y, h, f0 = start.y, start.h, start.derivative
         needed = self.stages(jnp.abs(h), start.spectral_radius)
+        needed = jnp.maximum(needed, solver_state.least_stages.astype(needed.dtype))
         refused = ~(needed <= self.max_stages)  # also if the spectral radius is not finite
         stages = jnp.where(refused, 0, needed).astype(jnp.int32)
         y1, f1 = chebyshev_stages(start.field, t0, t1, y, f0, h, stages)
@@ -155,7 +160,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         error = 0.8 * (y - y1) + 0.4 * h * (f0 + f1)  # not finite if the step was unstable
         error = restore(jnp.where(refused | ~finite | ~jnp.isfinite(error), jnp.inf, error))
         dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
-        state = start.following(f1, stages)
+        state = start.following(f1, stages, stages)
         result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
         return restore(y1), error, dense_info, state, result
 
@@ -164,12 +169,14 @@ class RKC2(dfx.AbstractAdaptiveSolver):
     ) -> RKC2State:
         """The state from which the last step, from `y0`, is taken again or cut short.
 
-        With the same spectral radius, so that it has no more stages than it had.
+        It has the stages it had, whatever is left of it: as a function of its length it is smooth.
         """
         y, field, _ = _flat(terms, y0, args)
         none = jnp.zeros_like(state.age), jnp.zeros_like(state.previous_step)
         return eqx.tree_at(
-            lambda s: (s.derivative, s.age, s.previous_step), state, (field(t0, y), *none)
+            lambda s: (s.derivative, s.age, s.previous_step, s.least_stages),
+            state,
+            (field(t0, y), *none, state.last_stages),
         )
 
     def stages(self, h: Float[Array, ""], spectral_radius: Float[Array, ""]) -> Float[Array, ""]:
@@ -236,14 +243,18 @@ class Start(NamedTuple):
     field: Callable
     restore: Callable
 
-    def following(self, derivative: Float[Array, " n"], cost: Int[Array, ""]) -> RKC2State:
-        """The solver's state after the step, which has cost so many evaluations."""
+    def following(
+        self, derivative: Float[Array, " n"], stages: Int[Array, ""], cost: Int[Array, ""]
+    ) -> RKC2State:
+        """The solver's state after a step of so many stages, for so many evaluations."""
         return RKC2State(
             derivative=derivative,
             eigenvector=self.eigenvector,
             spectral_radius=self.spectral_radius,
             age=self.age + 1,
             previous_step=jnp.abs(self.h),
+            last_stages=stages,
+            least_stages=jnp.zeros_like(stages),
             num_evaluations=self.num_evaluations + cost,
         )
 

@@ -134,6 +134,7 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         y, h, f0, stiff = start.y, start.h, start.derivative, solver_state.stiff
         size, rho = jnp.abs(h), start.spectral_radius
         needed = self.rkc2.stages(size, rho)
+        needed = jnp.maximum(needed, solver_state.common.least_stages.astype(needed.dtype))
         # Negated so that a spectral radius that is not finite is refused too.
         refused = ~jnp.where(stiff, needed <= self.rkc2.max_stages, size * rho <= _INTERVAL)
         stages = jnp.where(stiff & ~refused, needed, 0).astype(jnp.int32)
@@ -169,7 +170,7 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         error = jnp.where(finite & jnp.isfinite(error), error * scale, jnp.inf)
 
         cost = jnp.where(stiff | refused, stages, _STAGES).astype(jnp.int32)
-        state = _StabilizedState(start.following(f1, cost), following, stiff)
+        state = _StabilizedState(start.following(f1, stages, cost), following, stiff)
         restore = start.restore
         dense_info = dict(y0=y0, y1=restore(y1), k0=restore(h * f0), k1=restore(h * f1))
         result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
