@@ -26,7 +26,7 @@ class Reproduce:
     """Folder for the report: new, empty, or one of an earlier reproduction. The results in it are
     reused; the report is written anew, with the figures asked for this time."""
     scale: Literal["quick", "paper", "beyond"] = "paper"
-    """quick: under a minute; paper: the authors' settings; beyond: more seeds and depths."""
+    """quick: about a minute; paper: the authors' settings; beyond: more seeds and depths."""
     figure: tuple[str, ...] = ()
     """Only these figures; all by default."""
     progress: bool = True
