@@ -160,7 +160,11 @@ def _missing(groups: Iterable[list[Experiment]], store: Store) -> int:
 def _announce(wanted: Mapping[str, list[Experiment]], missing: int, scale: str) -> str:
     total = len({e.key() for group in wanted.values() for e in group})
     # Measured on two cores: a minute at quick scale, about seven at the paper's, hours beyond.
-    estimate = {"quick": "about a minute", "paper": "five to ten minutes", "beyond": "an hour or more"}
+    estimate = {
+        "quick": "about a minute",
+        "paper": "five to ten minutes",
+        "beyond": "an hour or more",
+    }
     if not missing:
         return f"all {total} runs are in the store; figures and claims are made anew"
     return f"{missing} of {total} runs to do at scale {scale!r}: {estimate[scale]} on two cores"
