@@ -169,7 +169,7 @@ class Integrator(eqx.Module):
         eps = jnp.finfo(level.dtype).eps
         # Entries of size one round a small loss by more than its last digit: more iterations would
         # only move the row within that noise.
-        enough = 4 * eps * jnp.maximum(1, 1 / jnp.sqrt(2 * level))
+        enough = eps * jnp.maximum(4, 1 / jnp.sqrt(2 * level))
 
         def unfinished(carry):
             iteration, bracket, _, best, worse, _ = carry
