@@ -169,6 +169,8 @@ def _finish(
 _OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 # Losses this near, relatively, are the same level.
 _SAME = 1e-6
+# Stands for an array among the leaves that are compiled in.
+_ARRAY = object()
 # Structures that stay compiled: at some 60 MB each, a long sweep must let go of what it has done.
 _KEPT = 12
 
@@ -193,9 +195,6 @@ def _compiled(treedef: Any, constants: tuple) -> Callable:
         return core(jax.tree.unflatten(treedef, leaves))
 
     return jax.jit(traced, compiler_options=_options())
-
-
-_ARRAY = object()
 
 
 def _call(spec: RunSpec) -> tuple[Trajectory, Witness]:
