@@ -32,6 +32,14 @@ def test_rows_are_what_was_asked_for(observe, kind, levels):
     assert np.issubdtype(resolved.dtype, np.integer) == (kind == "step")
 
 
+@pytest.mark.parametrize("limit", ["loss", "gradient_norm", "max_steps", "max_time"])
+def test_the_end_is_one_row_at_a_moment_not_yet_known(limit):
+    kind, levels = ff.AtEnd().resolve(ff.Stop(**{limit: 5 if limit == "max_steps" else 5.0}))
+    assert kind == "end"
+    assert levels.shape == (1,) and np.isnan(levels).all()
+    assert ff.AtEnd() == ff.AtEnd() and hash(ff.AtEnd()) == hash(ff.AtEnd())
+
+
 def test_requests_are_plain_numbers():
     requests = (ff.AtLosses(np.array([0.5], np.float32)), ff.AtTimes([1]), ff.AtSteps(range(3)))
     fields = [request.resolve(NO_LIMIT)[1].tolist() for request in requests]
@@ -98,6 +106,11 @@ BAD_INPUT = [
         "more log-spaced rows than steps",
         lambda: ff.LogSpaced(5).resolve(ff.Stop(max_steps=4)),
         r"LogSpaced\(5\) needs.*5 or more, got 4",
+    ),
+    (
+        "the end without a limit",
+        lambda: ff.AtEnd().resolve(ff.Stop(every=5)),
+        "AtEnd observes where a limit ends the run; name one in Stop",
     ),
     ("a loss limit of 0", lambda: ff.Stop(loss=0.0), r"Stop\(loss=\) must be positive.*got 0"),
     ("a NaN loss limit", lambda: ff.Stop(loss=np.nan), r"Stop\(loss=\)"),

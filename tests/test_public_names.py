@@ -8,10 +8,12 @@ import pytest
 import factorflow as ff
 
 CONTRACT = [
+    "AtEnd",
     "AtLosses",
     "AtSteps",
     "AtTimes",
     "Balanced",
+    "CP",
     "Completion",
     "DeepMatrix",
     "EndToEndFlow",
@@ -25,7 +27,9 @@ CONTRACT = [
     "RESULTS",
     "Sensing",
     "Stop",
+    "TensorTrain",
     "Trajectory",
+    "Tucker",
     "balanced_factors",
     "entry",
     "experiments",

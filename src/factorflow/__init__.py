@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from factorflow._dynamics import EndToEndFlow as EndToEndFlow
     from factorflow._dynamics import GradientDescent as GradientDescent
     from factorflow._dynamics import GradientFlow as GradientFlow
+    from factorflow._dynamics import MultirateFlow as MultirateFlow
     from factorflow._dynamics import Optimizer as Optimizer
     from factorflow._dynamics import group_rmsprop as group_rmsprop
+    from factorflow._factorization import CP as CP
     from factorflow._factorization import DeepMatrix as DeepMatrix
+    from factorflow._factorization import TensorTrain as TensorTrain
+    from factorflow._factorization import Tucker as Tucker
     from factorflow._factorization import balanced_factors as balanced_factors
     from factorflow._initializer import Balanced as Balanced
     from factorflow._initializer import Gaussian as Gaussian
@@ -26,9 +30,12 @@ if TYPE_CHECKING:
     from factorflow._measure import entry as entry
     from factorflow._measure import entrywise_norm as entrywise_norm
     from factorflow._measure import ky_fan_norm as ky_fan_norm
+    from factorflow._measure import largest_component_norms as largest_component_norms
     from factorflow._measure import measure as measure
+    from factorflow._measure import multilinear_rank as multilinear_rank
     from factorflow._measure import rank as rank
     from factorflow._measure import schatten_norm as schatten_norm
+    from factorflow._observe import AtEnd as AtEnd
     from factorflow._observe import AtLosses as AtLosses
     from factorflow._observe import AtSteps as AtSteps
     from factorflow._observe import AtTimes as AtTimes
@@ -43,11 +50,20 @@ if TYPE_CHECKING:
     from factorflow._results import RESULTS as RESULTS
     from factorflow._simulate import simulate as simulate
     from factorflow._trajectory import Trajectory as Trajectory
+    from factorflow.reference import RankBounds as RankBounds
+    from factorflow.reference import cp_rank as cp_rank
 
 _HOMES = {
     "_certificate": ("Certificate",),
-    "_dynamics": ("EndToEndFlow", "GradientDescent", "GradientFlow", "Optimizer", "group_rmsprop"),
-    "_factorization": ("DeepMatrix", "balanced_factors"),
+    "_dynamics": (
+        "EndToEndFlow",
+        "GradientDescent",
+        "GradientFlow",
+        "MultirateFlow",
+        "Optimizer",
+        "group_rmsprop",
+    ),
+    "_factorization": ("CP", "DeepMatrix", "TensorTrain", "Tucker", "balanced_factors"),
     "_initializer": ("Balanced", "Gaussian", "Identity", "Imbalanced", "Orthogonal"),
     "_measure": (
         "Measure",
@@ -56,19 +72,22 @@ _HOMES = {
         "entry",
         "entrywise_norm",
         "ky_fan_norm",
+        "largest_component_norms",
         "measure",
+        "multilinear_rank",
         "rank",
         "schatten_norm",
     ),
-    "_observe": ("AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"),
+    "_observe": ("AtEnd", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"),
     "_problem": ("Completion", "Sensing", "random_low_rank_problem", "razin_cohen_problem"),
     "_product": ("Dense", "Factored"),
     "_results": ("RESULTS",),
     "_simulate": ("simulate",),
     "_trajectory": ("Trajectory",),
+    "reference": ("RankBounds", "cp_rank"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBPACKAGES = ("experiments", "papers", "reference", "report", "drawing")
+_SUBPACKAGES = ("analysis", "experiments", "papers", "reference", "report", "drawing")
 
 __all__ = sorted([*_HOME_OF, *_SUBPACKAGES])  # pyright: ignore[reportUnsupportedDunderAll]
 

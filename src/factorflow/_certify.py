@@ -133,6 +133,8 @@ def _wider(spec: RunSpec) -> RunSpec:
 
 def _flow(spec: RunSpec) -> RunSpec | None:
     """The gradient flow from the same start, where coordinates are known that can be trusted."""
+    if spec.observed_at == "end":
+        return None  # where the run will end is not known before it has
     wide = _wider(spec)
     with jax.enable_x64(True):
         flow = GradientFlow().resolve(wide.problem, wide.factorization, wide.factors)

@@ -16,7 +16,9 @@ __all__ = ["before_end", "count_checks", "crossed", "ended", "final_state"]
 
 
 def crossed(observed_at: str, state: AbstractState, level) -> jax.Array:
-    """Whether a row's loss, time or step has been reached."""
+    """Whether a row's loss, time or step has been reached; the end is not known in advance."""
+    if observed_at == "end":
+        return jnp.asarray(False)
     if observed_at == "loss":
         return state.loss <= level
     return (state.time if observed_at == "time" else state.step) >= level
@@ -57,8 +59,13 @@ def ended(spec: RunSpec, state: AbstractState, passed: jax.Array) -> jax.Array:
     return over
 
 
-def final_state(spec: RunSpec, state: AbstractState, passed: jax.Array, located: AbstractState):
-    """The end of the run, located exactly for a flow, and why it ended."""
+def final_state(
+    spec: RunSpec, state: AbstractState, passed: jax.Array, located: AbstractState | None
+):
+    """The end of the run, located exactly for a flow, and why it ended.
+
+    `located` is what the last row has found; at the end observed as a row, the end itself.
+    """
     stop: Any = spec.stop
     dynamics = spec.dynamics
     result = RESULTS.observations_complete
@@ -74,7 +81,9 @@ def final_state(spec: RunSpec, state: AbstractState, passed: jax.Array, located:
         # Within the same step the loss may be reached only after the time limit.
         loss_held = loss_held & (state.loss <= stop.loss) if stop.loss is not None else loss_held
     if stop.loss is not None and stop.every == stop.patience == 1:
-        if not spec.ends_at_level:
+        # Where time may end it first, the end is found in two steps.
+        row_is_end = spec.observed_at == "end" and stop.max_time is None
+        if located is None or not (spec.ends_at_level or row_is_end):
             located = dynamics.locate(spec.problem, spec.factorization, state, loss=stop.loss)
         state = where(done & loss_held, located, state)
     result = RESULTS.where(done & loss_held, RESULTS.loss_reached, result)
@@ -85,6 +94,8 @@ def final_state(spec: RunSpec, state: AbstractState, passed: jax.Array, located:
 def before_end(spec: RunSpec, times: jax.Array, state: AbstractState, result: RESULTS) -> jax.Array:
     """Which rows of a flow do not lie beyond its end, in the step that overshot it."""
     slack = 8 * jnp.finfo(state.loss.dtype).eps
+    if spec.observed_at == "end":
+        return jnp.ones(times.shape, bool)
     if spec.observed_at != "loss":
         return times <= state.time * (1 + slack)
     last = state.loss

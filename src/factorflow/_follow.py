@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from factorflow._certificate import Certificate
@@ -37,14 +38,14 @@ def core(spec: RunSpec) -> tuple[Trajectory, Witness]:
         state, passed, _ = lax.while_loop(
             lambda c: jnp.any(c[-1]), lambda c: _lanes(_advance)(spec, *c, levels), (*carry, active)
         )
-        located, rows = _lanes(_observe)(spec, state, levels, before)
+        located, rows = _lanes(_observe)(spec, state, passed, levels, before)
         return ((state, passed), located), rows
 
     state, initial_sign = _lanes(_start)(spec)
     passed = jnp.zeros(state.step.shape, jnp.int32)
     carry = state, _lanes(count_checks)(spec, state, passed)
     levels = spec.levels
-    if spec.limited:
+    if spec.limited and spec.observed_at != "end":
         # The last row need not be the end: a level that is never reached goes on to the limit.
         never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
         levels = jnp.pad(levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
@@ -94,9 +95,16 @@ def _advance(
 
 
 def _observe(
-    spec: RunSpec, state: AbstractState, level: jax.Array, before: AbstractState
+    spec: RunSpec,
+    state: AbstractState,
+    passed: jax.Array,
+    level: jax.Array,
+    before: AbstractState,
 ) -> "tuple[AbstractState, _Rows]":
     """The state at a level; `before` is that of the row before."""
+    if spec.observed_at == "end":
+        located, _ = final_state(spec, state, passed, None)
+        return located, _row(spec, located, jnp.isfinite(state.loss))
     reached = crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
     known = jnp.asarray(False)
     if spec.ends_at_level:
@@ -108,8 +116,12 @@ def _observe(
     target = {} if spec.observed_at == "step" else {spec.observed_at: level}
     located = spec.dynamics.locate(spec.problem, spec.factorization, state, **target)
     located = where(known, before, located)
+    return located, _row(spec, located, reached)
+
+
+def _row(spec: RunSpec, located: AbstractState, reached: jax.Array) -> "_Rows":
     snapshot = _view(spec, located)
-    return located, _Rows(
+    return _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
@@ -208,9 +220,14 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
 
     Fewer runs than `width` are padded: batches of one width share a compilation, and a single run
     gets the bits it has in any batch (lanes are bitwise independent of the width from two on,
-    measured for 2 to 256, while one lane alone compiles to other code).
+    measured for 2 to 256, while one lane alone compiles to other code). Dynamics that are to be
+    followed alone always are.
     """
-    padded = [*specs, *[specs[0]] * (max(width, 2) - len(specs))]
+    if specs[0].dynamics.alone and len(specs) > 1:
+        runs = [follow([spec], 1) for spec in specs]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *runs)
+    least = 1 if specs[0].dynamics.alone else 2
+    padded = [*specs, *[specs[0]] * (max(width, least) - len(specs))]
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
     )

@@ -6,7 +6,7 @@ import math
 import equinox as eqx
 import numpy as np
 
-__all__ = ["AbstractObservation", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"]
+__all__ = ["AbstractObservation", "AtEnd", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"]
 
 # A run without a limit of its own ends here: hours of descent, never an endless loop.
 # Steps are counted in 32 bits.
@@ -86,6 +86,16 @@ class AtTimes(AbstractObservation):
 
     def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
         return "time", np.asarray(self.times)
+
+
+class AtEnd(AbstractObservation):
+    """One row, where the run ends; needs a limit in `Stop`."""
+
+    def resolve(self, stop: Stop) -> tuple[str, np.ndarray]:
+        limits = (stop.loss, stop.gradient_norm, stop.max_steps, stop.max_time)
+        if all(limit is None for limit in limits):
+            raise ValueError("AtEnd observes where a limit ends the run; name one in Stop.")
+        return "end", np.full(1, np.nan)
 
 
 class AtSteps(AbstractObservation):

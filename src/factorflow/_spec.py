@@ -12,7 +12,7 @@ from factorflow._dynamics import AbstractDynamics, is_solver
 from factorflow._factorization import AbstractFactorization
 from factorflow._measure import Measure, as_measures
 from factorflow._observe import DEFAULT_MAX_STEPS, AbstractObservation, Stop
-from factorflow._problem import AbstractProblem
+from factorflow._problem import AbstractProblem, Completion
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["RunSpec", "as_arrays", "prepare", "structure"]
@@ -168,7 +168,7 @@ def _check_factors(problem, factorization, factors) -> np.dtype:
             raise ValueError("factors hold NaN or infinity; start from finite numbers.")
     zeros = sum(not np.any(leaf) for leaf in leaves)
     if not zeros:
-        size = float(_largest_entry(factorization, factors))
+        size = float(_largest_entry(problem, factorization, factors))
         if size < float(jnp.finfo(dtype).tiny):
             raise ValueError(
                 f"The product of these factors underflows {dtype}: its largest entry is "
@@ -183,5 +183,10 @@ def _check_factors(problem, factorization, factors) -> np.dtype:
 
 
 @eqx.filter_jit
-def _largest_entry(factorization: AbstractFactorization, factors: Factors) -> jax.Array:
+def _largest_entry(
+    problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+) -> jax.Array:
+    if isinstance(problem, Completion) and problem.masked is None:
+        # Too large to be made; what is not observed drives nothing.
+        return jnp.max(jnp.abs(factorization.entries(factors, problem.indices)))
     return jnp.max(jnp.abs(factorization.compose(factors)))

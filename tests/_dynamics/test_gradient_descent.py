@@ -3,11 +3,14 @@
 import functools
 import itertools
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import factorflow as ff
+from factorflow import _follow
 from factorflow._certify import follow_certified as follow
 from factorflow._spec import prepare
 from runs import (
@@ -194,6 +197,86 @@ def test_the_recorded_loss_has_all_observations_and_no_noise():
 def test_the_factors_dtype_rules_the_noise_too():
     trajectory = batch(ff.GradientDescent(RATE, label_noise=0.25), KEYS[:1])
     assert trajectory.measures["product"].dtype == DTYPE
+
+
+# --- Lanes of a batch that end before the others
+
+
+def by_name(name: str, **options):
+    return lambda rate: ff.GradientDescent(ff.Optimizer(name, {"learning_rate": rate}), **options)
+
+
+KINDS = {
+    "plain": ff.GradientDescent,
+    "group_rmsprop": by_name("group_rmsprop"),
+    "adam": by_name("adam"),
+    "minibatch": lambda rate: ff.GradientDescent(rate, batch_size=2, label_noise=0.25),
+    "minibatch of adam": by_name("adam", batch_size=1),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+DEEP = ff.DeepMatrix((2, 2), depth=2)
+
+
+def lane(kind: str, index: int, rates=(0.05, 0.02, 0.1, 0.01)):
+    return prepare(
+        PROBLEM,
+        DEEP,
+        KINDS[kind](rates[index]),
+        on_device(random_factors(DEEP, scale=1.0, seed=index)),
+        observe=ff.AtSteps([1, 5]),
+        stop=ff.Stop(max_steps=(40, 3, 17, 60)[index]),
+        measures=["product", "loss", "balancedness_gap"],
+        key=jax.random.key(index),
+    )
+
+
+def bits(tree) -> list[bytes]:
+    keys = jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree, is_leaf=_is_key
+    )
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(keys)]
+
+
+def _is_key(leaf) -> bool:
+    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+@every_kind
+def test_a_lane_that_ends_early_keeps_the_bits_of_its_end(kind):
+    batch = _follow.follow([lane(kind, index) for index in range(4)])
+    assert batch[0].counters["num_steps"].tolist() == [40, 3, 17, 60]
+    for index in range(4):
+        alone = _follow.follow([lane(kind, index)])
+        in_batch = jax.tree.map(lambda leaf, index=index: leaf[index], batch)
+        assert bits(in_batch) == bits(jax.tree.map(lambda leaf: leaf[0], alone)), f"lane {index}"
+
+
+def test_a_lane_that_fails_keeps_its_last_finite_factors():
+    """Its gradient is infinite, and zero times that is no zero."""
+    rates = (0.05, 0.02, 50.0, 0.01)
+    batch = _follow.follow([lane("plain", index, rates) for index in range(4)])
+    (alone,) = (_follow.follow([lane("plain", 2, rates)])[0],)
+    assert not np.isfinite(alone.counters["loss"][0])
+    assert all(np.isfinite(factor).all() for factor in alone.factors)
+    for one, other in zip(alone.factors, batch[0].factors, strict=True):
+        np.testing.assert_array_equal(one[0], other[2])
+
+
+@every_kind
+def test_an_inactive_lane_takes_no_step(kind):
+    spec = lane(kind, 0)
+    dynamics, problem, fz = spec.dynamics, spec.problem, spec.factorization
+    state = dynamics.init(problem, fz, spec.factors, spec.key)
+    advance = eqx.filter_jit(
+        lambda state, active: dynamics.advance(problem, fz, state, active=active)
+    )
+    go, wait = jnp.asarray(True), jnp.asarray(False)
+    once = advance(state, go)
+    assert bits(once) != bits(state)
+    waited = advance(advance(once, wait), wait)
+    assert bits(waited) == bits(once)
+    # Waiting leaves no trace: neither a key nor an optimizer's state has moved on.
+    assert bits(advance(waited, go)) == bits(advance(once, go)) != bits(once)
 
 
 BAD_INPUT = [

@@ -16,6 +16,15 @@ def factor_scale_by_formula(product_scale: float, hidden, depth: int) -> float:
     return (product_scale / math.sqrt(math.prod(hidden))) ** (1 / depth)
 
 
+# Components are the paths of a CP factorization, modes its depth.
+COMPONENTS = {
+    ff.CP((3, 4), rank=5): (5, 2),
+    ff.CP((2, 3, 4), rank=7): (7, 3),
+    ff.CP((2, 2, 3, 2)): (8, 4),
+    ff.CP((2,) * 100, rank=3): (3, 100),
+}
+
+
 REFERENCES = {ff.Gaussian: factor_scale_by_formula}
 
 
@@ -33,6 +42,32 @@ def test_both_scales_draw_the_same_numbers(hidden):
     ):
         assert_close(by_factor, 0.25 * np.asarray(factor))
         assert_close(by_product, expected * np.asarray(factor))
+
+
+@pytest.mark.parametrize(
+    ("fz", "rank", "order"),
+    [(fz, *counts) for fz, counts in COMPONENTS.items()],
+    ids=[f"order {order}, rank {rank}" for rank, order in COMPONENTS.values()],
+)
+def test_both_scales_draw_the_same_components(fz, rank, order):
+    initializer = ff.Gaussian(product_scale=1e-3)
+    expected = REFERENCES[ff.Gaussian](1e-3, (rank,), order)
+    key = jax.random.key(0)
+    for by_factor, by_product in zip(
+        ff.Gaussian(factor_scale=1.0)(fz, key), initializer(fz, key), strict=True
+    ):
+        assert_close(by_product, expected * np.asarray(by_factor))
+
+
+@pytest.mark.parametrize("fz", list(COMPONENTS)[:3], ids=lambda fz: f"order {len(fz.shape)}")
+def test_the_entries_of_a_tensor_have_the_product_scale(fz):
+    count, scale = 4000, 0.3
+    keys = jax.random.split(jax.random.key(2), count)
+    factors = jax.jit(jax.vmap(ff.Gaussian(product_scale=scale), (None, 0)))(fz, keys)
+    products = np.asarray(jax.jit(jax.vmap(fz.compose))(factors), np.float64).reshape(count, -1)
+    squares = np.mean(products**2, axis=1)
+    assert abs(np.mean(squares) - scale**2) < 5 * np.std(squares) / math.sqrt(count)
+    assert abs(np.mean(products)) < 5 * scale / math.sqrt(count)
 
 
 def test_distribution():

@@ -26,20 +26,23 @@ ANY = np.nan
 
 
 class Case:
-    """A product given by its entries or by deep factors, on a completion problem with a target.
+    """A product given by its entries, by deep factors or by the components of a CP factorization.
 
-    Arrays are rounded to the job's dtype once; references see exactly these numbers in float64.
+    On a completion problem with a target. Arrays are rounded to the job's dtype once; references
+    see exactly these numbers in float64. `matrix` is the product, also where it is a tensor.
     """
 
-    def __init__(self, name: str, factors, rank: int, *, deep: bool):
+    def __init__(self, name: str, factors, rank: int, kind: str):
         self.name = name
         self.rank = rank
-        self.deep = deep
+        self.kind = kind
         self.factors = tuple(np.asarray(factor, DTYPE) for factor in factors)
-        self.matrix = functools.reduce(
-            lambda product, factor: factor @ product,
-            (factor.astype(np.float64) for factor in self.factors),
-        )
+        if kind == "cp":
+            self.matrix = np.sum(self.components, axis=0)
+        else:
+            self.matrix = functools.reduce(
+                lambda product, factor: factor @ product, self.precise_factors
+            )
         self.shape = self.matrix.shape
         rng = np.random.default_rng(7)
         self.target = rng.normal(size=self.shape).astype(DTYPE)
@@ -50,7 +53,32 @@ class Case:
 
     @property
     def square(self) -> bool:
-        return self.shape[0] == self.shape[1]
+        return self.order == 2 and self.shape[0] == self.shape[1]
+
+    @property
+    def order(self) -> int:
+        return len(self.shape)
+
+    @property
+    def precise_factors(self) -> list[np.ndarray]:
+        return [factor.astype(np.float64) for factor in self.factors]
+
+    @property
+    def components(self) -> list[np.ndarray]:
+        """Of a CP factorization, the outer product of every component's vectors."""
+        return [
+            functools.reduce(np.multiply.outer, columns)
+            for columns in zip(*(factor.T for factor in self.precise_factors), strict=True)
+        ]
+
+    @property
+    def factorization(self) -> ff.DeepMatrix | ff.CP | None:
+        if self.kind == "cp":
+            return ff.CP(self.shape, rank=self.factors[0].shape[1])
+        if self.kind == "deep":
+            hidden = tuple(factor.shape[0] for factor in self.factors[:-1])
+            return ff.DeepMatrix(self.shape, depth=len(self.factors), hidden=hidden)
+        return None
 
     @functools.cached_property
     def gradient(self) -> np.ndarray:
@@ -59,12 +87,14 @@ class Case:
             gradient[place] = self.matrix[place] - float(value)
         return gradient
 
-    def snapshot(self, factors) -> ff.Snapshot:
-        problem = ff.Completion(self.shape, self.observed, self.values, target=self.target)
-        if not self.deep:
+    def problem(self) -> ff.Completion:
+        return ff.Completion(self.shape, self.observed, self.values, target=self.target)
+
+    def snapshot(self, factors, problem=None) -> ff.Snapshot:
+        problem = self.problem() if problem is None else problem
+        factorization = self.factorization
+        if factorization is None:
             return ff.Snapshot(problem, ff.Dense(factors[0]))
-        hidden = tuple(factor.shape[0] for factor in self.factors[:-1])
-        factorization = ff.DeepMatrix(self.shape, depth=len(self.factors), hidden=hidden)
         product = ff.Factored(factorization, factors)
         return ff.Snapshot(problem, product, factorization=factorization, factors=factors)
 
@@ -91,12 +121,33 @@ def _cases() -> list[Case]:
         if rank == 0:
             factors[-1] *= 0
         matrix = functools.reduce(lambda product, factor: factor @ product, factors)
-        cases.append(Case(f"{name}-dense", (matrix,), rank, deep=False))
-        cases.append(Case(f"{name}-deep", factors, rank, deep=True))
+        cases.append(Case(f"{name}-dense", (matrix,), rank, "dense"))
+        cases.append(Case(f"{name}-deep", factors, rank, "deep"))
     return cases
 
 
-CASES = {case.name: case for case in _cases()}
+def _cp_cases() -> list[Case]:
+    """Components of different sizes; `rank` is that of the matrix where the product is one."""
+    cases = []
+    shapes = [((3, 3), 4, 3), ((2, 3, 4), 3, 3), ((3, 2, 2, 3), 2, 2)]
+    for seed, (shape, components, rank) in enumerate(shapes):
+        rng = np.random.default_rng(100 + seed)
+        factors = [rng.normal(size=(size, components)) for size in shape]
+        cases.append(Case("x".join(map(str, shape)) + "-cp", factors, rank, "cp"))
+    rng = np.random.default_rng(200)
+    factors = [rng.normal(size=(size, 3)) for size in (2, 4, 2)]
+    factors[1][:, 1] = 0
+    cases.append(Case("zero-component-cp", factors, 2, "cp"))
+    cases.append(Case("zero-cp", [*factors[:2], 0 * factors[2]], 0, "cp"))
+    # Unfoldings of ranks 2, 2 and 1.
+    core = rng.normal(size=(2, 2, 1))
+    bases = [np.linalg.qr(rng.normal(size=(4, rank)))[0] for rank in core.shape]
+    tensor = np.einsum("abc,ia,jb,kc->ijk", core, *bases)
+    cases.append(Case("unequal-ranks-dense", (tensor,), 2, "dense"))
+    return cases
+
+
+CASES = {case.name: case for case in [*_cases(), *_cp_cases()]}
 
 
 def _sigma(case: Case) -> np.ndarray:
@@ -144,11 +195,51 @@ def _held_out(case: Case) -> float:
 
 
 def _balancedness_gap(case: Case) -> float:
-    factors = [factor.astype(np.float64) for factor in case.factors]
+    factors = case.precise_factors
+    if case.kind == "cp":
+        return np.max(np.abs(_norm_differences(case)))
     return max(
         np.linalg.norm(outer.T @ outer - inner @ inner.T, 2)
         for inner, outer in itertools.pairwise(factors)
     )
+
+
+def _norm_differences(case: Case) -> np.ndarray:
+    squares = [
+        [vector @ vector for vector in np.transpose(factor)] for factor in case.precise_factors
+    ]
+    return np.array([np.subtract(b, a) for a, b in itertools.pairwise(squares)])
+
+
+def _component_norms(case: Case) -> np.ndarray:
+    return np.array([np.linalg.norm(component.ravel()) for component in case.components])
+
+
+def _component_alignment(case: Case) -> np.ndarray:
+    cosines = []
+    for component in case.components:
+        size = np.linalg.norm(component.ravel()) * np.linalg.norm(case.gradient.ravel())
+        cosines.append(-np.sum(case.gradient * component) / size if size else 0.0)
+    return np.array(cosines)
+
+
+def _unfolded(case: Case) -> list[np.ndarray]:
+    """Singular values of every unfolding."""
+    return [
+        scipy.linalg.svdvals(np.moveaxis(case.matrix, mode, 0).reshape(size, -1))
+        for mode, size in enumerate(case.shape)
+    ]
+
+
+def _multilinear_rank(case: Case, tolerance: float = 1e-6) -> list[int]:
+    return [int(np.sum(values > tolerance * values[0])) for values in _unfolded(case)]
+
+
+def _unfolding_effective_rank(case: Case) -> list[float]:
+    return [
+        float(np.exp(scipy.stats.entropy(values))) if case.rank else 0.0
+        for values in _unfolded(case)
+    ]
 
 
 def _singular(case: Case) -> bool:
@@ -157,7 +248,7 @@ def _singular(case: Case) -> bool:
 
 REFERENCES: dict[str, Callable] = {
     # norms
-    "frobenius_norm": lambda case: np.linalg.norm(case.matrix, "fro"),
+    "frobenius_norm": lambda case: np.linalg.norm(case.matrix.ravel()),
     "nuclear_norm": lambda case: np.linalg.norm(case.matrix, "nuc"),
     "spectral_norm": lambda case: np.linalg.norm(case.matrix, 2),
     "schatten_norm": _schatten,
@@ -187,14 +278,21 @@ REFERENCES: dict[str, Callable] = {
     "loss": lambda case: np.sum(case.gradient**2) / 2,
     "entry": lambda case, *index: case.matrix[index],
     "reconstruction_error": lambda case: (
-        np.linalg.norm(case.matrix - case.target.astype(np.float64))
-        / np.linalg.norm(case.target.astype(np.float64))
+        np.linalg.norm((case.matrix - case.target.astype(np.float64)).ravel())
+        / np.linalg.norm(case.target.astype(np.float64).ravel())
     ),
     "held_out_loss": _held_out,
-    "gradient_norm": lambda case: np.linalg.norm(case.gradient),
+    "gradient_norm": lambda case: np.linalg.norm(case.gradient.ravel()),
     "product": lambda case: case.matrix,
     # conserved
     "balancedness_gap": _balancedness_gap,
+    # tensors
+    "component_norms": _component_norms,
+    "largest_component_norms": lambda case, k: np.sort(_component_norms(case))[::-1][:k],
+    "component_alignment": _component_alignment,
+    "norm_differences": _norm_differences,
+    "multilinear_rank": _multilinear_rank,
+    "unfolding_effective_rank": _unfolding_effective_rank,
 }
 
 _POWERS = [(0.1,), (0.5,), (1,), (2,), (3.7,), (float("inf"),)]
@@ -206,20 +304,55 @@ PARAMETERS: dict[str, Callable[[Case], list[tuple]]] = {
     "ky_fan_norm": lambda case: [(k + 1,) for k in range(min(case.shape))],
     "distance_to_rank": lambda case: [(k,) for k in range(min(case.shape))],
     "rank": lambda case: [(), (0.7,)],
-    "entry": lambda case: list({(0, 0), (0, case.shape[1] - 1), (case.shape[0] - 1, 0)}),
+    "entry": lambda case: list(
+        {
+            (0,) * case.order,
+            (0, case.shape[1] - 1) + (0,) * (case.order - 2),
+            (case.shape[0] - 1,) + (0,) * (case.order - 1),
+        }
+    ),
+    "largest_component_norms": lambda case: [
+        (k + 1,) for k in range(case.factors[0].shape[1] if case.kind == "cp" else 1)
+    ],
+    "multilinear_rank": lambda case: [(), (0.3,)],
 }
 
 APPLIES: dict[str, Callable[[Case], bool]] = {
     "determinant": lambda case: case.square,
     "log_abs_determinant": lambda case: case.square,
     "determinant_sign": lambda case: case.square,
-    "balancedness_gap": lambda case: case.deep,
+    "balancedness_gap": lambda case: case.kind != "dense",
+    "component_norms": lambda case: case.kind == "cp",
+    "largest_component_norms": lambda case: case.kind == "cp",
+    "component_alignment": lambda case: case.kind == "cp",
+    "norm_differences": lambda case: case.kind == "cp",
+}
+
+# All others are about matrices; `product` names the dimensions of a matrix.
+_OF_TENSORS = {
+    "frobenius_norm",
+    "entrywise_norm",
+    "max_norm",
+    "loss",
+    "entry",
+    "reconstruction_error",
+    "held_out_loss",
+    "gradient_norm",
+    "balancedness_gap",
+    "component_norms",
+    "largest_component_norms",
+    "component_alignment",
+    "norm_differences",
+    "multilinear_rank",
+    "unfolding_effective_rank",
 }
 
 
 def measures_of(family: str, case: Case) -> list[tuple[Measure, tuple]]:
     """The measures of a family that apply to a case, with their parameters."""
     if not APPLIES.get(family, lambda case: True)(case):
+        return []
+    if case.order > 2 and family not in _OF_TENSORS:
         return []
     parameters = PARAMETERS.get(family, lambda case: [MEASURES[family].example])(case)
     return [(MEASURES[family].make(*values), values) for values in sorted(parameters)]

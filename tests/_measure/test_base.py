@@ -185,17 +185,13 @@ def test_bad_input(call, message):
         call()
 
 
-@pytest.mark.parametrize("name", ["2x2-deep", "4x2-dense"])
+@pytest.mark.parametrize("name", ["2x2-deep", "4x2-dense", "2x3x4-cp"])
 def test_narrow_products_have_narrow_measures(name):
     """float32 in, float32 out, also where float64 is enabled and is the default."""
     case = CASES[name]
-    problem = ff.Completion(case.shape, case.observed, case.values, target=case.target)
-    hidden = tuple(factor.shape[0] for factor in case.factors[:-1])
-    fz = ff.DeepMatrix(case.shape, depth=len(case.factors), hidden=hidden)
 
     def values(problem, factors):
-        product = ff.Factored(fz, factors) if case.deep else ff.Dense(factors[0])
-        snapshot = ff.Snapshot(problem, product, factorization=fz, factors=factors)
+        snapshot = case.snapshot(factors, problem)
         return {
             measure.name: measure(snapshot)
             for family in REFERENCES
@@ -205,7 +201,7 @@ def test_narrow_products_have_narrow_measures(name):
     def narrow(leaf):
         return leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf
 
-    arguments = jax.tree.map(narrow, (problem, tuple(map(jnp.asarray, case.factors))))
+    arguments = jax.tree.map(narrow, (case.problem(), tuple(map(jnp.asarray, case.factors))))
     # Dtypes are known from the trace alone; strict promotion refuses any mixture on the way.
     for name, value in jax.eval_shape(values, *arguments).items():
         assert value.dtype == jnp.float32, name

@@ -43,7 +43,7 @@ def test_references_name_registered_measures():
 
 
 def test_every_family_is_compared_with_its_reference():
-    modules = ("norms", "ranks", "spectrum", "fit", "conserved")
+    modules = ("norms", "ranks", "spectrum", "fit", "conserved", "tensors")
     compared = {row.values[2] for module in modules for row in rows(module)}
     assert compared == set(REFERENCES)
 

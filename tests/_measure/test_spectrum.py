@@ -31,7 +31,10 @@ def test_against_numpy(case, measure, family, parameters):
     assert_agrees(case, measure, family, parameters)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+MATRICES_ONLY = {name: case for name, case in CASES.items() if case.order == 2}
+
+
+@pytest.mark.parametrize("case", MATRICES_ONLY.values(), ids=MATRICES_ONLY)
 def test_singular_values_descend(case):
     logs = evaluated(case)["log_singular_values"]
     assert (logs[:-1] >= logs[1:]).all()

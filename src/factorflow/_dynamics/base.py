@@ -41,6 +41,8 @@ class AbstractDynamics(eqx.Module):
 
     # Whether times and levels can be hit exactly (a flow) or only passed (descent).
     continuous: ClassVar[bool]
+    # Whether runs are followed one by one: where they would wait for each other's phases.
+    alone: ClassVar[bool] = False
 
     @property
     def balanced(self) -> bool:

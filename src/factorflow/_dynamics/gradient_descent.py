@@ -157,33 +157,38 @@ class GradientDescent(AbstractDynamics):
             noise = None if self.label_noise is None else jnp.asarray(self.label_noise)
             sampled = problem.resample(sample_key, batch_size=self.batch_size, label_noise=noise)
             _, gradient = _loss_and_gradient(sampled, factorization, state.factors)
+        # Inactive lanes take no step: loss and gradient, computed anew, are then those they had.
         if self._plain:
-            # A step of size zero leaves an inactive lane as it is, and costs nothing.
-            optimizer_state, step_size = None, jnp.where(active, self.optimizer, 0)
-            factors = jax.tree.map(lambda w, g: w - step_size * g, state.factors, gradient)
+            optimizer_state, step_size = None, self.optimizer
+            moved = jax.tree.map(lambda w, g: w - step_size * g, state.factors, gradient)
         else:
             # optax raises Python floats to the power of integer counts, for one.
             with jax.numpy_dtype_promotion("standard"):
                 updates, optimizer_state = self._transformation().update(
                     gradient, state.optimizer_state, state.factors
                 )
-                factors = optax.apply_updates(state.factors, updates)
+                moved = optax.apply_updates(state.factors, updates)
+            optimizer_state = where(active, optimizer_state, state.optimizer_state)
             step_size = effective_step_size(optimizer_state, state.time.dtype)
+        # Not a step of size zero: the gradient of a lane that has failed is infinite.
+        factors = where(active, moved, state.factors)
         loss, gradient = _loss_and_gradient(problem, factorization, factors)
         step = state.step + active.astype(state.step.dtype)
-        # A million additions of a rate would round away a percent of the time in float32.
-        plain_time = self.optimizer * step.astype(state.time.dtype) if self._plain else None
-        new = _DescentState(
+        if self._plain:
+            # A million additions of a rate would round away a percent of the time in float32.
+            time = self.optimizer * step.astype(state.time.dtype)
+        else:
+            time = jnp.where(active, state.time + step_size, state.time)
+        return _DescentState(
             step=step,
-            time=state.time + step_size if plain_time is None else plain_time,
+            time=time,
             loss=loss,
             result=state.result,
             factors=factors,
             gradient=gradient,
             optimizer_state=optimizer_state,
-            key=key,
+            key=where(active, key, state.key),
         )
-        return new if self._plain and not self._stochastic else where(active, new, state)
 
     def gradient_norm(
         self,

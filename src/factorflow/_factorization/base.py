@@ -1,13 +1,15 @@
 """The interface of a factorization."""
 
 import abc
+import math
+import os
 from typing import Any
 
 import equinox as eqx
 
 from factorflow._types import Factors, FloatArray
 
-__all__ = ["AbstractFactorization"]
+__all__ = ["AbstractFactorization", "integer", "refuse_too_large", "tensor_shape"]
 
 
 class AbstractFactorization(eqx.Module):
@@ -22,6 +24,16 @@ class AbstractFactorization(eqx.Module):
     @abc.abstractmethod
     def shapes(self) -> Any:
         """A pytree of `jax.ShapeDtypeStruct`, the shapes of the factors."""
+
+    @property
+    @abc.abstractmethod
+    def degree(self) -> int:
+        """How many factors multiply to an entry: scaling all of them scales it to this power."""
+
+    @property
+    @abc.abstractmethod
+    def paths(self) -> int:
+        """How many such products of factors' entries sum to one entry of the product."""
 
     @abc.abstractmethod
     def compose(self, factors: Factors) -> FloatArray:
@@ -38,3 +50,42 @@ class AbstractFactorization(eqx.Module):
     @abc.abstractmethod
     def matrix_chain(self, factors: Factors) -> tuple[FloatArray, ...]:
         """Matrices whose product, last to first, is the product; raises where it is no matrix."""
+
+
+def integer(name: str, value: Any, counted: str) -> int:
+    """A whole number, or a `ValueError` that says what it counts."""
+    if not math.isfinite(value) or int(value) != value:
+        raise ValueError(f"{name} counts {counted}: integers, got {value}.")
+    return int(value)
+
+
+def tensor_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of a product of two or more modes, none of them empty."""
+    sizes = tuple(integer("shape", size, "indices per mode") for size in shape)
+    if len(sizes) < 2:
+        raise ValueError(
+            f"shape must have two or more modes, got {sizes}: a vector has nothing to factor."
+        )
+    if min(sizes) < 1:
+        raise ValueError(f"shape must have modes of size 1 or more, got {sizes}.")
+    return sizes
+
+
+def refuse_too_large(numbers: int, what: str, remedy: str) -> None:
+    """Refuse factors that this machine's memory cannot hold, before anything is allocated."""
+    needed = 8 * numbers
+    if needed > _memory():
+        # Numbers of hundreds of digits say less than their logarithm.
+        size = str(needed) if needed < 2**63 else f"2^{needed.bit_length() - 1}"
+        raise ValueError(
+            f"{what} takes {size} bytes in double precision, and this machine has {_memory()}. "
+            f"{remedy}"
+        )
+
+
+def _memory() -> int:
+    """Bytes of physical memory; a terabyte where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**40

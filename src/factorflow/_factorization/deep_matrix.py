@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow._factorization.base import AbstractFactorization
+from factorflow._factorization.base import AbstractFactorization, integer
 from factorflow._linalg import svd
 from factorflow._types import Factors, FloatArray, Matrix
 
@@ -98,6 +98,14 @@ class DeepMatrix(AbstractFactorization):
             jax.ShapeDtypeStruct((rows, columns), dtype)
             for columns, rows in itertools.pairwise(self.widths)
         )
+
+    @property
+    def degree(self) -> int:
+        return self.depth
+
+    @property
+    def paths(self) -> int:
+        return math.prod(self.hidden_widths)
 
     def compose(self, factors: Factors) -> FloatArray:
         product = factors[0]
@@ -208,9 +216,7 @@ def _spread(
 
 
 def _integer(name: str, value) -> int:
-    if int(value) != value:
-        raise ValueError(f"{name} counts rows, columns or matrices: integers, got {value}.")
-    return int(value)
+    return integer(name, value, "rows, columns or matrices")
 
 
 def _refuse_narrow(factorization: DeepMatrix, values: FloatArray, narrowest: int) -> None:

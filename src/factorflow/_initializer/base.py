@@ -70,15 +70,11 @@ def factor_scale_for(
 ) -> float | FloatScalar:
     r"""Per-factor standard deviation that gives the product's entries `product_scale`.
 
-    For a deep matrix with Gaussian factors the entries of the product have standard deviation
-    $\text{factor\_scale}^L \sqrt{\prod_l h_l}$, $h_l$ the hidden widths.
+    With Gaussian factors an entry of the product is a sum of uncorrelated products of `degree`
+    numbers, `paths` of them, and has standard deviation
+    $\text{factor\_scale}^\text{degree} \sqrt{\text{paths}}$.
     """
-    if not isinstance(factorization, DeepMatrix):
-        raise ValueError(
-            f"product_scale is not defined for {type(factorization).__name__}; give factor_scale=."
-        )
-    paths = math.sqrt(math.prod(factorization.hidden_widths))
-    return (product_scale / paths) ** (1 / factorization.depth)
+    return (product_scale / math.sqrt(factorization.paths)) ** (1 / factorization.degree)
 
 
 def with_determinant(
@@ -92,7 +88,11 @@ def with_determinant(
     if determinant is None:
         return factors
     check_determinant(determinant)
-    if not isinstance(factorization, DeepMatrix) or len(set(factorization.shape)) != 1:
+    if not isinstance(factorization, DeepMatrix):
+        raise ValueError(
+            f"determinant={determinant!r} needs a DeepMatrix, got {type(factorization).__name__}."
+        )
+    if len(set(factorization.shape)) != 1:
         raise ValueError(
             f"determinant={determinant!r} needs a square matrix, got shape {factorization.shape}."
         )

@@ -24,7 +24,8 @@ class Gaussian(AbstractInitializer):
 
     - `factor_scale`: standard deviation of every factor's entries.
     - `product_scale`: standard deviation of the product's entries; for a deep matrix with hidden
-        widths $h_l$ it is $\text{factor\_scale}^L \sqrt{\prod_l h_l}$.
+        widths $h_l$ it is $\text{factor\_scale}^L \sqrt{\prod_l h_l}$, for a CP factorization of
+        order N with R components $\text{factor\_scale}^N \sqrt R$.
     - `determinant`: `"positive"`, `"negative"` or `None`, the sign of a square product's
         determinant.
 

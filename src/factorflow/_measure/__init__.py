@@ -1,6 +1,6 @@
 """Measures: what is watched along a run. Importing this package registers all of them."""
 
-from factorflow._measure import conserved, fit, norms, ranks, spectrum
+from factorflow._measure import conserved, fit, norms, ranks, spectrum, tensors
 from factorflow._measure.base import MEASURES as MEASURES
 from factorflow._measure.base import Measure as Measure
 from factorflow._measure.base import as_measure as as_measure
@@ -13,5 +13,7 @@ from factorflow._measure.norms import schatten_norm as schatten_norm
 from factorflow._measure.ranks import distance_to_rank as distance_to_rank
 from factorflow._measure.ranks import rank as rank
 from factorflow._measure.snapshot import Snapshot as Snapshot
+from factorflow._measure.tensors import largest_component_norms as largest_component_norms
+from factorflow._measure.tensors import multilinear_rank as multilinear_rank
 
-__all__ = ["conserved", "fit", "norms", "ranks", "spectrum"]
+__all__ = ["conserved", "fit", "norms", "ranks", "spectrum", "tensors"]

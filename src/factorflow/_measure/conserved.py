@@ -20,12 +20,13 @@ _ARORA = """@inproceedings{arora2018optimization,
 
 @measure(citation=_ARORA)
 def balancedness_gap(snapshot: Snapshot) -> FloatScalar:
-    r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$; 0 for balanced factors and depth 1."""
+    r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$, or what the factorization conserves."""
     if snapshot.factorization is None:
         raise ValueError("balancedness_gap needs factors; this run follows the product alone.")
+    # Matrices have eigenvalues; differences of squared norms, one per component, are numbers.
     gaps = [
-        jnp.max(jnp.abs(symmetric_eigenvalues(matrix)))
-        for matrix in snapshot.factorization.conserved(snapshot.factors)
+        jnp.max(jnp.abs(symmetric_eigenvalues(value) if value.ndim == 2 else value))
+        for value in snapshot.factorization.conserved(snapshot.factors)
     ]
     if not gaps:
         return jnp.zeros((), snapshot.dense.dtype)

@@ -59,7 +59,7 @@ def gradient_norm(snapshot: Snapshot) -> FloatScalar:
 # Not "row": that is the dimension of a trajectory's rows.
 @measure(dims=("product_row", "product_column"))
 def product(snapshot: Snapshot) -> FloatArray:
-    """Every entry of a matrix product."""
+    """Every entry of the product; the dimensions of a tensor are named by their sizes."""
     return snapshot.dense
 
 

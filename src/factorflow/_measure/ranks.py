@@ -6,9 +6,17 @@ from jax.scipy.special import logsumexp
 
 from factorflow._measure.base import Number, checks, measure
 from factorflow._measure.snapshot import Snapshot
-from factorflow._types import FloatScalar
+from factorflow._types import FloatArray, FloatScalar
 
-__all__ = ["distance_to_rank", "effective_rank", "effective_rank_excess", "rank", "stable_rank"]
+__all__ = [
+    "distance_to_rank",
+    "effective_rank",
+    "effective_rank_excess",
+    "effective_rank_of",
+    "rank",
+    "relative_tolerance",
+    "stable_rank",
+]
 
 _ROY_VETTERLI = """@inproceedings{roy2007effective,
     author = {Roy, Olivier and Vetterli, Martin},
@@ -25,7 +33,7 @@ _RUDELSON_VERSHYNIN = """@article{rudelson2007sampling,
 }"""
 
 
-def _relative_tolerance(tolerance: Number = 1e-6) -> None:
+def relative_tolerance(tolerance: Number = 1e-6) -> None:
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is relative to sigma_1, in (0, 1), got {tolerance}.")
 
@@ -36,7 +44,7 @@ def _nonnegative_integer(k: Number) -> None:
 
 
 @measure(example=(1e-6,))
-@checks(_relative_tolerance)
+@checks(relative_tolerance)
 def rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatScalar:
     r"""Number of singular values above `tolerance` times the largest (default 1e-6); 0 for zero."""
     logs = snapshot.log_singular_values
@@ -47,7 +55,7 @@ def rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatScalar:
 @measure(citation=_ROY_VETTERLI)
 def effective_rank(snapshot: Snapshot) -> FloatScalar:
     r"""Effective rank $\exp(-\sum_i p_i \ln p_i)$, $p_i = \sigma_i / \sum \sigma$; 0 for zero."""
-    return _excess(snapshot.log_singular_values) + 1
+    return effective_rank_of(snapshot.log_singular_values)
 
 
 @measure(citation=_ROY_VETTERLI)
@@ -75,6 +83,11 @@ def distance_to_rank(snapshot: Snapshot, k: int) -> FloatScalar:
             f"{logs.shape[0]}."
         )
     return jnp.exp(logsumexp(2 * logs[k:]) / 2)
+
+
+def effective_rank_of(log_singular_values: FloatArray) -> FloatScalar:
+    """Effective rank from the logarithms of the singular values; 0 where all are zero."""
+    return _excess(log_singular_values) + 1
 
 
 def _excess(logs) -> FloatScalar:

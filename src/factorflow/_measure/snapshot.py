@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from factorflow._factorization import AbstractFactorization
 from factorflow._linalg import svd
 from factorflow._problem import AbstractProblem
-from factorflow._product import AbstractProduct, Dense
+from factorflow._product import AbstractProduct, Dense, no_matrix
 from factorflow._types import Factors, FloatArray, FloatScalar, IntScalar
 
 __all__ = ["Snapshot"]
@@ -66,6 +66,8 @@ class Snapshot:
     @functools.cached_property
     def singular_vectors(self) -> tuple[FloatArray, FloatArray]:
         """Left `(m, k)` and right `(n, k)` singular vectors of the dense product."""
+        if self.dense.ndim != 2:
+            raise ValueError(no_matrix(self.dense.shape))
         left, values, right = svd(self.dense)
         return left[:, : values.shape[0]], right[: values.shape[0]].T
 

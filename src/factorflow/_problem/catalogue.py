@@ -1,6 +1,5 @@
 """The named problems of the field."""
 
-import functools
 import math
 import string
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.completion import Completion
-from factorflow._types import RandomKey
+from factorflow._types import Penalty, RandomKey
 
 __all__ = ["random_low_rank_problem", "razin_cohen_parameters", "razin_cohen_problem"]
 
@@ -84,6 +83,8 @@ def random_low_rank_problem(
     *,
     frobenius_norm: float | None = None,
     normalization: str = "half_sum",
+    loss: str | Penalty = "squared",
+    room: int | None = None,
 ) -> Completion:
     r"""Random entries of a random low-rank matrix, or low-CP-rank tensor.
 
@@ -98,7 +99,7 @@ def random_low_rank_problem(
     - `rank`: its number of components, 1 or more.
     - `n_observed`: number of observed entries.
     - `frobenius_norm`: Frobenius norm of the ground truth.
-    - `normalization`: of the loss, `"half_sum"` or `"mean"`.
+    - `normalization`, `loss`, `room`: as for `Completion`.
 
     !!! example
 
@@ -131,8 +132,10 @@ def random_low_rank_problem(
     target = jnp.einsum(equation, *factors)
     norm = math.sqrt(size) if frobenius_norm is None else frobenius_norm
     target = target * (norm / jnp.linalg.norm(target.ravel()))
-    flat = jax.random.permutation(entry_key, size)[:n_observed]
-    indices = jnp.stack(jnp.unravel_index(flat, tuple(shape)), axis=-1)
-    values = target[tuple(jnp.moveaxis(indices, -1, 0))]
-    make = functools.partial(Completion, tuple(shape), normalization=normalization)
-    return make(indices, values, target)
+    # In NumPy: JAX would compile these few operations anew for every number of observations.
+    flat = np.asarray(jax.random.permutation(entry_key, size))[:n_observed]
+    indices = np.stack(np.unravel_index(flat, tuple(shape)), axis=-1)
+    values = np.asarray(target)[tuple(indices.T)]
+    return Completion(
+        tuple(shape), indices, values, target, normalization=normalization, loss=loss, room=room
+    )

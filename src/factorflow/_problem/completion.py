@@ -44,6 +44,8 @@ class Completion(AbstractProblem):
     - `target`: the ground truth, shape `shape`, or `None`. Only measures use it.
     - `normalization`: `"half_sum"` or `"mean"`.
     - `loss`: `"squared"`, `"absolute"`, `"huber"` or a callable.
+    - `room`: pads the observations to this number without changing the problem: a sweep over the
+        number of observations then compiles once. Minibatches are not drawn from padded ones.
 
     **Raises:** `ValueError` for empty, out-of-range, non-finite or contradicting observations.
 
@@ -67,9 +69,19 @@ class Completion(AbstractProblem):
     penalty: str | Penalty = eqx.field(static=True)
     # The observations over all entries, (weights, values); None for large shapes.
     masked: tuple[FloatArray, FloatArray] | None
+    # How many observations there are: an array, so that it may differ among runs of one structure.
+    count: FloatArray
+    room: int | None = eqx.field(static=True)
 
     def __init__(
-        self, shape, indices, values, target=None, normalization="half_sum", loss="squared"
+        self,
+        shape,
+        indices,
+        values,
+        target=None,
+        normalization="half_sum",
+        loss: str | Penalty = "squared",
+        room=None,
     ):
         self.shape = tuple(int(d) for d in shape)
         if len(self.shape) < 2 or min(self.shape) < 1:
@@ -86,7 +98,11 @@ class Completion(AbstractProblem):
             )
         require_finite("values", self.values)
         repeated = _refuse_contradictions(self.indices, self.values)
-        self.weights = jnp.ones_like(self.values)
+        self.weights = jnp.asarray(np.ones(self.values.shape), dtype)
+        self.count = jnp.asarray(self.values.shape[0], dtype)
+        self.room = room
+        if room is not None:
+            self._pad(room)
         self.target = None if target is None else jnp.asarray(target, dtype)
         if self.target is not None:
             require_finite("target", self.target)
@@ -113,7 +129,7 @@ class Completion(AbstractProblem):
         else:
             residuals = product.at(self.indices) - self.values
             total = jnp.sum(self.weights * self._penalty(residuals))
-        return normalize(self.normalization, total, self.values.shape[0])
+        return normalize(self.normalization, total, self.count)
 
     def held_out_loss(self, product: AbstractProduct) -> FloatScalar:
         """The loss over the entries that were not observed, in the same normalization."""
@@ -133,6 +149,11 @@ class Completion(AbstractProblem):
         batch_size: int | None = None,
         label_noise: FloatScalar | None = None,
     ) -> "Completion":
+        if self.room is not None and batch_size is not None:
+            raise ValueError(
+                f"Minibatches are not drawn from observations padded to room={self.room}; leave "
+                "room= out."
+            )
         values, weights = sample(key, self.values, self.weights, batch_size, label_noise)
         masked = None
         if self.masked is not None:
@@ -147,6 +168,18 @@ class Completion(AbstractProblem):
     def observed_entries(self) -> FloatArray:
         """The observed values in their places and zeros elsewhere: the linear baseline."""
         return jnp.zeros(self.shape, self.values.dtype).at[self._places()].set(self.values)
+
+    def _pad(self, room: int) -> None:
+        missing = room - self.values.shape[0]
+        if missing < 0:
+            raise ValueError(
+                f"room={room} does not hold the {self.values.shape[0]} observations there are."
+            )
+        # The first observation again, without weight; in NumPy, which compiles nothing.
+        indices, values = np.asarray(self.indices), np.asarray(self.values)
+        self.indices = jnp.asarray(np.concatenate([indices, np.repeat(indices[:1], missing, 0)]))
+        self.values = jnp.asarray(np.concatenate([values, np.repeat(values[:1], missing)]))
+        self.weights = jnp.asarray(np.arange(room) < len(values), values.dtype)
 
     def _dense(self, product: AbstractProduct) -> FloatArray:
         dense = product.dense()

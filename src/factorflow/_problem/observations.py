@@ -21,7 +21,7 @@ PENALTIES: dict[str, Callable] = {"squared": jnp.square, "absolute": jnp.abs, "h
 NORMALIZATIONS = ("half_sum", "mean")
 
 
-def normalize(normalization: str, total: FloatScalar, count: int) -> FloatScalar:
+def normalize(normalization: str, total: FloatScalar, count: int | FloatScalar) -> FloatScalar:
     """`half_sum`: half of the total; `mean`: the total over the number of observations."""
     return total / 2 if normalization == "half_sum" else total / count
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from factorflow._product.base import AbstractProduct
-from factorflow._product.singular import log_determinant, log_singular_values
+from factorflow._product.singular import log_determinant, log_singular_values, no_matrix
 from factorflow._types import FloatArray, FloatScalar
 
 __all__ = ["Dense"]
@@ -26,7 +26,12 @@ class Dense(AbstractProduct):
         return self.array[tuple(jnp.moveaxis(indices, -1, 0))]
 
     def log_singular_values(self) -> FloatArray:
-        return log_singular_values((self.array,))
+        return log_singular_values((self._matrix(),))
 
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:
-        return log_determinant((self.array,))
+        return log_determinant((self._matrix(),))
+
+    def _matrix(self) -> FloatArray:
+        if self.array.ndim != 2:
+            raise ValueError(no_matrix(self.array.shape))
+        return self.array

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from factorflow._linalg import qr, singular_values, slogdet
 from factorflow._types import FloatArray, FloatScalar
 
-__all__ = ["log_determinant", "log_singular_values"]
+__all__ = ["log_determinant", "log_singular_values", "no_matrix"]
 
 
 def log_determinant(factors: tuple[FloatArray, ...]) -> tuple[FloatScalar, FloatScalar]:
@@ -80,3 +80,11 @@ def _largest_of_2x2(matrix: FloatArray) -> FloatScalar:
     # sigma_1 = |mean rotation part| + |mean reflection part|: two sums of squares, no cancellation.
     (a, b), (c, d) = matrix
     return (jnp.hypot(a + d, c - b) + jnp.hypot(a - d, b + c)) / 2
+
+
+def no_matrix(shape: tuple[int, ...]) -> str:
+    """Why a tensor has no singular values, and what to ask for instead."""
+    return (
+        f"The product is a tensor of order {len(shape)}, which has no singular values of its own: "
+        "ask for `multilinear_rank` or `unfolding_effective_rank`, which are about its unfoldings."
+    )

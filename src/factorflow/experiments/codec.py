@@ -9,11 +9,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import equinox as eqx
 import numpy as np
 
-from factorflow._dynamics import EndToEndFlow, GradientDescent, GradientFlow, Optimizer
-from factorflow._factorization import DeepMatrix
+from factorflow._dynamics import (
+    EndToEndFlow,
+    GradientDescent,
+    GradientFlow,
+    MultirateFlow,
+    Optimizer,
+)
+from factorflow._factorization import CP, DeepMatrix, TensorTrain, Tucker
 from factorflow._initializer import Balanced, Gaussian, Identity, Imbalanced, Orthogonal
 from factorflow._names import named
-from factorflow._observe import AtLosses, AtSteps, AtTimes, LogSpaced, Stop
+from factorflow._observe import AtEnd, AtLosses, AtSteps, AtTimes, LogSpaced, Stop
 from factorflow.experiments.task import TASKS
 
 __all__ = ["KINDS", "build", "canonical", "decode", "encode", "flatten"]
@@ -22,7 +28,10 @@ KINDS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         *TASKS,
+        CP,
         DeepMatrix,
+        TensorTrain,
+        Tucker,
         Balanced,
         Gaussian,
         Identity,
@@ -31,7 +40,9 @@ KINDS: dict[str, type] = {
         EndToEndFlow,
         GradientDescent,
         GradientFlow,
+        MultirateFlow,
         Optimizer,
+        AtEnd,
         AtLosses,
         AtSteps,
         AtTimes,

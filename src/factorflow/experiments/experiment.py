@@ -19,6 +19,7 @@ from factorflow._initializer import AbstractInitializer
 from factorflow._measure import as_measures
 from factorflow._names import named
 from factorflow._observe import AbstractObservation, Stop
+from factorflow._problem import AbstractProblem
 from factorflow._spec import RunSpec, prepare
 from factorflow._types import RandomKey
 from factorflow.experiments.codec import build, canonical, decode, encode, flatten
@@ -141,6 +142,11 @@ class Experiment(eqx.Module):
             _assign(data, name.replace("__", "."), encode(value))
         return decode_experiment(data)
 
+    def problem(self) -> AbstractProblem:
+        """The problem it is about, in double precision, for what is computed beside the run."""
+        with jax.enable_x64(True):
+            return self.task.build(_fold(jax.random.key(self.seed), "task"))
+
     def build(self) -> RunSpec:
         """The run it describes, validated, with all its numbers as arrays."""
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
@@ -150,9 +156,9 @@ class Experiment(eqx.Module):
             )
         # Drawn in double precision, then rounded: a seed means the same numbers in both, whatever
         # the session's configuration.
+        problem = self.problem()
         with jax.enable_x64(True):
             root = jax.random.key(self.seed)
-            problem = self.task.build(_fold(root, "task"))
             factors = self.initializer(self.factorization, _fold(root, "init"))
             factors = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), factors)
             return prepare(

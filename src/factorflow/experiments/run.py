@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import jax
 import tqdm
 
 from factorflow._certify import follow_certified
@@ -26,6 +27,8 @@ _WIDTHS = (4, 16, 64, 256)
 _SMALL_FLOW_WIDTHS = (8, 32)
 _FLOW_WIDTHS = (1, 2, 4, 8, 16, 32)
 _SMALL_DIM = 3
+# A lane of large factors costs what it costs alone too, and lanes that have ended still cost it.
+_LARGE_WIDTHS = ((1024, (4, 16)), (8192, (2,)))
 
 
 class _Chunk(NamedTuple):
@@ -113,8 +116,12 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
 
 
 def _widths(spec: RunSpec) -> tuple[int, ...]:
+    if spec.dynamics.alone:
+        return (1,)
     if not spec.dynamics.continuous:
-        return _WIDTHS
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(spec.factors))
+        large = [widths for least, widths in _LARGE_WIDTHS if numbers >= least]
+        return large[-1] if large else _WIDTHS
     return _SMALL_FLOW_WIDTHS if max(spec.problem.shape) <= _SMALL_DIM else _FLOW_WIDTHS
 
 

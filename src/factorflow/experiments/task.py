@@ -32,13 +32,18 @@ class RazinCohenTask(AbstractTask):
 
 
 class RandomLowRankTask(AbstractTask):
-    """Completion of a random low-rank matrix from random entries: `random_low_rank_problem`."""
+    """Completion of a random low-rank matrix or tensor: `random_low_rank_problem`.
+
+    With `room`, to which observations are padded, a sweep over `n_observed` compiles once.
+    """
 
     shape: tuple[int, ...] = eqx.field(static=True, default=(100, 100))
     rank: int = eqx.field(static=True, default=5)
     n_observed: int = eqx.field(static=True, default=2000)
     frobenius_norm: float | None = None
     normalization: str = eqx.field(static=True, default="half_sum")
+    loss: str = eqx.field(static=True, default="squared")
+    room: int | None = eqx.field(static=True, default=None)
 
     def build(self, key: RandomKey) -> AbstractProblem:
         return random_low_rank_problem(
@@ -48,6 +53,8 @@ class RandomLowRankTask(AbstractTask):
             self.n_observed,
             frobenius_norm=self.frobenius_norm,
             normalization=self.normalization,
+            loss=self.loss,
+            room=self.room,
         )
 
 

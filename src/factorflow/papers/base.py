@@ -77,9 +77,12 @@ class Figure:
 
     - `name`: file name, after what it shows.
     - `title`, `caption`: for the report; the caption defines quantities and units.
-    - `experiments`: scale -> list of experiments. Figures may share some: they run once.
+    - `experiments`: scale -> list of experiments. Figures may share some: they run once. A figure
+        without any is left out at that scale.
     - `draw`: (dataset, overlays) -> matplotlib figure.
     - `claims`: about this figure's dataset.
+    - `derive`: (dataset, experiments) -> dataset, with what is computed from finished runs; what it
+        drops is neither drawn nor written to the figure's table.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Figure:
     experiments: Callable[[str], list[Experiment]]
     draw: Callable[["xr.Dataset", Overlays], "matplotlib.figure.Figure"]
     claims: tuple[Claim, ...]
+    derive: Callable[["xr.Dataset", list[Experiment]], "xr.Dataset"] = lambda dataset, _: dataset
 
 
 @dataclasses.dataclass(frozen=True)

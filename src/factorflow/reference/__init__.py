@@ -1,4 +1,4 @@
-"""Closed forms to hold experiments against: bounds, the loss frontier and asymptotic laws.
+"""What to hold experiments against: bounds, the loss frontier, asymptotic laws, tensor ranks.
 
 Nothing here simulates anything, and nothing here depends on the rest of factorflow.
 """
@@ -22,5 +22,7 @@ from factorflow.reference.slow_manifold import perturbed_entry_limit as perturbe
 from factorflow.reference.slow_manifold import slow_manifold_entry as slow_manifold_entry
 from factorflow.reference.slow_manifold import slow_manifold_log_sigma2 as slow_manifold_log_sigma2
 from factorflow.reference.slow_manifold import slow_manifold_time as slow_manifold_time
+from factorflow.reference.tensor_rank import RankBounds as RankBounds
+from factorflow.reference.tensor_rank import cp_rank as cp_rank
 from factorflow.reference.trajectories import REFERENCE_FLOWS as REFERENCE_FLOWS
 from factorflow.reference.trajectories import ReferenceFlow as ReferenceFlow

@@ -74,6 +74,9 @@ def reproduce(
     folder = _folder(out)
     store = Store(folder / "data")
     wanted = {figure.name: figure.experiments(scale) for figure in chosen}
+    chosen = [figure for figure in chosen if wanted[figure.name]]
+    if not chosen:
+        raise ValueError(f"These figures have no runs at scale {scale!r}; choose another scale.")
     missing = _missing(wanted.values(), store)
     say(_announce(wanted, missing, scale))
     drawn: dict[str, ReportFigure] = {}
@@ -125,7 +128,7 @@ def _computed(
             present = set(snapshot.index["key"])
             for name in [name for name, (_, keys) in waiting.items() if over or keys <= present]:
                 figure, _ = waiting.pop(name)
-                yield figure, snapshot.dataset(wanted[name])
+                yield figure, figure.derive(snapshot.dataset(wanted[name]), wanted[name])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

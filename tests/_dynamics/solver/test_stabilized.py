@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
+from factorflow._dynamics.flow import Integrator
 from factorflow._dynamics.integrators import with_tolerances
 from factorflow._dynamics.solver import RKC2, Stabilized
 from factorflow._product import Factored
@@ -217,6 +218,55 @@ def test_rows_within_a_step_are_taken_by_the_method_of_that_step():
     off = np.linalg.norm(ours.measures["product"] - truth.measures["product"], axis=(1, 2)) / size
     assert np.max(off) < 100 * 1e-6
     assert np.all(np.diff(ours.times) > 0)
+
+
+def stiff_for_a_while(y):
+    """Relaxation to cos t, fast until t = 1; the second entry is the time."""
+    x, time = y
+    rate = jnp.where(time < 1, 1e3, 1.0)
+    return jnp.stack([-rate * (x - jnp.cos(time)) - jnp.sin(time), jnp.ones_like(time)])
+
+
+def switches(integrator, y):
+    """The states after the steps that end in a switch: first to RKC2, then back to Tsit5."""
+    advance = eqx.filter_jit(lambda state: integrator.advance(state, jnp.asarray(True)))
+    state, found = eqx.filter_jit(integrator.init)(y), []
+    for _ in range(200):
+        before, state = state, advance(state)
+        if state.step > before.step and state.solver_state.stiff != state.solver_state.was_stiff:
+            found.append(state)
+        if len(found) == 2:
+            break
+    assert [bool(state.solver_state.stiff) for state in found] == [True, False]
+    return found
+
+
+@eqx.filter_jit
+def cut_short(end, time, method):
+    """The last step up to this time, by one of the two methods alone."""
+    term = dfx.ODETerm(lambda t, y, args: stiff_for_a_while(y))
+    t0, y0 = end.previous_time, end.previous_y
+    if isinstance(method, RKC2):
+        state = method.again(term, t0, y0, None, end.solver_state.common)
+    else:
+        state = method.init(term, t0, time, y0, None)
+    y, *_ = method.step(term, t0, time, y0, None, state, False)
+    return y
+
+
+def test_the_step_before_a_switch_is_taken_again_by_the_method_that_took_it():
+    control = dfx.PIDController(rtol=1e-2, atol=1e-4)
+    solver = Stabilized(rtol=1e-2, atol=1e-4)
+    integrator = Integrator(stiff_for_a_while, jnp.sum, solver, control, None)
+    at_time = eqx.filter_jit(integrator.at_time)
+    to_rkc2, to_tsit5 = switches(integrator, jnp.array([2.0, 0.0]))
+    for end, taken, other in [(to_rkc2, dfx.Tsit5(), RKC2()), (to_tsit5, RKC2(), dfx.Tsit5())]:
+        rounding = 16 * jnp.finfo(end.y.dtype).eps
+        np.testing.assert_allclose(at_time(end, end.time).y, end.y, rtol=0, atol=rounding)
+        middle = (end.previous_time + end.time) / 2
+        half = at_time(end, middle).y
+        np.testing.assert_allclose(half, cut_short(end, middle, taken), rtol=0, atol=rounding)
+        assert np.max(np.abs(half - cut_short(end, middle, other))) > 1e-4
 
 
 def test_tolerances_reach_the_solver_from_the_flow():

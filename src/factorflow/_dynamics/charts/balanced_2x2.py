@@ -97,10 +97,9 @@ class _Conformal(AbstractChart):
         return _loss(problem, self.corner, frame, from_conformal(_four(y)))
 
     def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
-        at = _four(y)
-        gradient = _gradient(problem, self.corner, frame, from_conformal(at))
-        moved = from_conformal(conformal_field(at, gradient, fz.depth))
-        return -sum(map(operator.mul, gradient, moved), jnp.zeros_like(at[0]))
+        gradient = _gradient(problem, self.corner, frame, from_conformal(_four(y)))
+        moved = from_conformal(_four(self.field(problem, fz, y, frame)))
+        return -sum(map(operator.mul, gradient, moved), jnp.zeros_like(y[0]))
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         size = jnp.hypot(y[0], y[1]) + jnp.hypot(y[2], y[3])
@@ -214,9 +213,7 @@ class Balanced2x2(AbstractCharts):
         assert isinstance(fz, DeepMatrix)
         sign, log_det = log_determinant(fz.matrix_chain(factors))
         frame = _Frame(sign, jnp.ones_like(sign))
-        entries = fz.compose(factors)
-        a, b, c, d = _four(entries.reshape(4))
-        conformal = to_conformal((a, b * frame.column, c, d * frame.column))
+        conformal = to_conformal(_reflected(_four(fz.compose(factors).reshape(4)), frame))
         near = jnp.hypot(*conformal[2:]) <= _APART * jnp.hypot(*conformal[:2])
         spectral = _from_singular(conformal, jnp.maximum(log_det, _LOG_ZERO))
         kind = jnp.where(near, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
@@ -326,15 +323,15 @@ def _half_squares(residuals: Four) -> FloatScalar:
     return (residuals[0] ** 2 + residuals[1] ** 2 + residuals[2] ** 2 + residuals[3] ** 2) / 2
 
 
-def _reflected(entries: Four, frame: _Frame) -> FloatArray:
+def _reflected(entries: Four, frame: _Frame) -> Four:
     a, b, c, d = entries
-    return _matrix((a, b * frame.column, c, d * frame.column))
+    return a, b * frame.column, c, d * frame.column
 
 
 def _loss(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> FloatScalar:
     if corner:
         return _half_squares(_gradient(problem, corner, frame, entries))
-    return problem.loss(Dense(_reflected(entries, frame)))
+    return problem.loss(Dense(_matrix(_reflected(entries, frame))))
 
 
 def _gradient(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> Four:
@@ -386,7 +383,7 @@ def _weights(y: Vector, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScal
 def _product(entries: Four, logs: tuple[FloatScalar, FloatScalar], frame: _Frame) -> Spectral:
     # Equal singular values round either way; the order is a promise.
     second = jnp.where(frame.sign == 0, -jnp.inf, jnp.minimum(logs[1], logs[0]))
-    return Spectral(_reflected(entries, frame), jnp.stack([logs[0], second]), frame.sign)
+    return Spectral(_matrix(_reflected(entries, frame)), jnp.stack([logs[0], second]), frame.sign)
 
 
 def _from_singular(conformal: Four, log_det: FloatScalar) -> Vector:

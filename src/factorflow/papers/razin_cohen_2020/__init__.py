@@ -10,6 +10,7 @@ from factorflow.papers.razin_cohen_2020 import (
     perturbed,
     slow_manifold,
     step_size,
+    tensors,
 )
 
 PAPER = Paper(
@@ -36,6 +37,7 @@ PAPER = Paper(
         negative_determinant.FIGURE,
         perturbed.FIGURE,
         dimension.FIGURE,
+        *tensors.FIGURES,
     ),
     notes=(
         "The published curves were computed in single precision. Their code ignores the requested "

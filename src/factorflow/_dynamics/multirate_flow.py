@@ -1,0 +1,571 @@
+"""Gradient flow of CP factors with several clocks: across plateaus, small components move alone."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm, where
+from factorflow._dynamics.flow import FlowState, Integrator
+from factorflow._dynamics.integrators import check_tolerances, with_tolerances
+from factorflow._dynamics.solver import Stabilized
+from factorflow._factorization import CP, AbstractFactorization
+from factorflow._problem import AbstractProblem
+from factorflow._product import AbstractProduct, Dense, Factored
+from factorflow._results import RESULTS
+from factorflow._types import (
+    BoolArray,
+    BoolScalar,
+    Factors,
+    FloatArray,
+    FloatScalar,
+    IntScalar,
+    RandomKey,
+)
+
+__all__ = ["MultirateFlow"]
+
+# What moves: everything; the small components, under a force that stands still; the large ones.
+FULL, SLOW, FAST = 0, 1, 2
+
+# Relative tolerance per step; the absolute one is this times the size of the start's entries, so
+# that small components are followed as accurately as large ones.
+_RTOL = {"float64": 1e-4, "float32": 1e-3}
+# Components are set apart when they are this much smaller than they may become.
+_ROOM = 0.25
+# The first step of a slow phase, over the time in which the fastest component doubles.
+_FIRST_STEP = 0.05
+# Beyond this multiple of the tolerance, what a fast phase leaves out is followed after all.
+_EXCESS = 4.0
+# For the refined flow that a run is compared with.
+_REFINED = 10.0
+
+
+class _Clock(eqx.Module):
+    """Estimates that decide what moves next."""
+
+    # Of the large components: the size of their gradient, when it was that, and how fast it falls.
+    slope: FloatScalar
+    seen: FloatScalar
+    decay: FloatScalar
+    # How fast the fastest small component grows, at which loss; and what rest has cost it so far.
+    growth: FloatScalar
+    growth_loss: FloatScalar
+    neglected: FloatScalar
+
+
+class _MultirateState(AbstractState):
+    step: IntScalar
+    time: FloatScalar
+    loss: FloatScalar
+    result: RESULTS
+    # The phase of the last step, and that of the next.
+    phase: IntScalar
+    following: IntScalar
+    # All components, and the large ones alone, which are the first `count` of the columns `chosen`.
+    every: FlowState
+    few: FlowState
+    chosen: jax.Array
+    count: IntScalar
+    # Whether the others are too small to change the force.
+    separate: BoolScalar
+    # In a slow phase the force; in a fast one the product of the components that rest.
+    apart: FloatArray
+    # When the last fast phase began and ended.
+    began: FloatScalar
+    ended: FloatScalar
+    clock: _Clock
+    neglected: FloatScalar
+    slow_steps: IntScalar
+    fast_steps: IntScalar
+
+    def stats(self) -> dict[str, Any]:
+        every, few = self.every.stats(), self.few.stats()
+        return {
+            "num_steps": self.step,
+            "num_rejected": every["num_rejected"] + few["num_rejected"],
+            "num_gradients": every["num_gradients"],
+            "num_small_gradients": few["num_gradients"],
+            "num_slow_steps": self.slow_steps,
+            "num_fast_steps": self.fast_steps,
+            "neglected": self.neglected,
+        }
+
+
+class MultirateFlow(AbstractDynamics):
+    r"""Gradient flow of a CP factorization that crosses plateaus with several clocks.
+
+    From a small initialization of scale $\epsilon$ the components of a CP factorization of order N
+    wait for times of order $\epsilon^{2-N}$ before one after the other escapes, while those that
+    have escaped are at rest and make the equations stiff. Three phases follow one another:
+
+    - *full*: all components move, as in `GradientFlow`;
+    - *fast*: the large components relax alone while the small ones rest;
+    - *slow*: the small components move alone, independent of each other, under the force
+        $-\nabla\ell$ of the large ones at rest, until one of them escapes.
+
+    **Error control.** Small are the components whose norms $\prod_n \|a_r^n\|$ sum to less than
+    `tolerance` times the norm of the residual: in a slow phase, which ends when they no longer do,
+    the force and with it their velocities err by that share. A fast phase is entered when the
+    change of the force during the relaxation (estimated from how fast the loss and the gradient of
+    the large components fall) would change the logarithm of a small component by less than
+    `tolerance`, and left for a slow one when the force has less than `tolerance` left to change.
+    `trajectory.stats["neglected"]` sums these estimates over the run. As `tolerance` and `rtol` go
+    to zero the full flow remains, to which tests compare. Where no phase but the full one applies
+    (large initialization, more than `capacity` large components), this is `GradientFlow`.
+
+    **Arguments:**
+
+    - `tolerance`: in (0, 1), relative error allowed to what is left out.
+    - `rtol`: relative tolerance per step; 1e-4 in double precision, 1e-3 in single.
+    - `atol`: absolute tolerance per step, by default `rtol` times the root mean square of the
+        entries of the factors at the start.
+    - `capacity`: largest number of large components that are followed alone.
+
+    Levels and times are hit exactly within a phase.
+
+    **Raises:** `ValueError` for anything but a `CP` factorization of order 3 or more whose product
+    fits in memory.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import factorflow as ff
+        >>> problem = ff.random_low_rank_problem(
+        ...     jax.random.key(0), (5, 5, 5), rank=1, n_observed=100, frobenius_norm=1.0)
+        >>> fz = ff.CP((5, 5, 5), rank=10)
+        >>> factors = ff.Gaussian(factor_scale=1e-3)(fz, jax.random.key(1))
+        >>> trajectory = ff.simulate(
+        ...     problem, fz, ff.MultirateFlow(), factors,
+        ...     observe=ff.AtEnd(), stop=ff.Stop(loss=1e-12), measures=["reconstruction_error"])
+        >>> bool(trajectory.measures["reconstruction_error"][0] < 1e-4)
+        True
+
+        ```
+    """
+
+    tolerance: float = 1e-2
+    rtol: float | None = None
+    atol: float | None = None
+    capacity: int = eqx.field(static=True, default=16)
+
+    continuous: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_tolerances(self.rtol, None)
+        if isinstance(self.tolerance, int | float) and not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must lie in (0, 1), got {self.tolerance}.")
+        if isinstance(self.atol, int | float) and not self.atol > 0:
+            raise ValueError(f"atol must be positive, got {self.atol}.")
+        if self.capacity < 1:
+            raise ValueError(f"capacity must be 1 or more, got {self.capacity}.")
+
+    @property
+    def integrator_name(self) -> str:
+        return "multirate"
+
+    def refined(self) -> "MultirateFlow":
+        finer = self.tolerance / _REFINED, self.rtol / _REFINED, self.atol / _REFINED  # pyright: ignore[reportOptionalOperand]
+        return eqx.tree_at(lambda flow: (flow.tolerance, flow.rtol, flow.atol), self, finer)
+
+    def resolve(
+        self, problem: AbstractProblem, factorization: AbstractFactorization, factors: Factors
+    ) -> "MultirateFlow":
+        if not isinstance(factorization, CP) or len(factorization.shape) < 3:
+            raise ValueError(
+                "MultirateFlow follows a CP factorization of order 3 or more, got "
+                f"{type(factorization).__name__} of shape {factorization.shape}; use GradientFlow."
+            )
+        if getattr(problem, "masked", ()) is None:
+            raise ValueError(
+                f"MultirateFlow makes the whole product, which is too large at {problem.shape}, or "
+                "entries are observed more than once; use GradientFlow."
+            )
+        dtype = factors[0].dtype
+        rtol = _RTOL[dtype.name] if self.rtol is None else self.rtol
+        size = tree_norm(factors) / sum(factor.size for factor in factors) ** 0.5
+        atol = float(rtol * size) if self.atol is None else self.atol
+        return MultirateFlow(self.tolerance, rtol, atol, self.capacity)
+
+    def keeps_time(self, factors: Factors) -> bool:
+        del factors
+        return True
+
+    def init(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        factors: Factors,
+        key: RandomKey,
+    ) -> _MultirateState:
+        del key
+        parts = _Parts(self, problem, factorization)
+        every = parts.all(None).init(factors)
+        zero, none = jnp.zeros_like(every.loss), jnp.zeros((), jnp.int32)
+        chosen = jnp.arange(parts.capacity, dtype=jnp.int32)
+        apart = parts.compose(factors)
+        state = _MultirateState(
+            step=none,
+            time=zero,
+            loss=every.loss,
+            result=RESULTS.successful,  # pyright: ignore[reportArgumentType]
+            phase=none,
+            following=none,
+            every=every,
+            few=parts.large(jnp.zeros_like(apart)).init(_columns(factors, chosen, none)),
+            chosen=chosen,
+            count=none,
+            separate=jnp.asarray(False),
+            apart=apart,
+            began=zero,
+            ended=zero,
+            clock=_Clock(zero, zero, zero, zero, every.loss, zero),
+            neglected=zero,
+            slow_steps=none,
+            fast_steps=none,
+        )
+        return parts.survey_all(state)
+
+    def advance(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _MultirateState,
+        active: jax.Array,
+    ) -> _MultirateState:
+        parts = _Parts(self, problem, factorization)
+        state = _when(active & (state.following != state.phase), parts.switch, state)
+        # In a batch, a phase that no lane is in costs nothing.
+        fast = state.phase == FAST
+        state = _when(active & ~fast, parts.step_all, state)
+        return _when(active & fast, parts.step_large, state)
+
+    def gradient_norm(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _MultirateState,
+    ) -> FloatScalar:
+        parts = _Parts(self, problem, factorization)
+        return tree_norm(parts.velocity(self.factors(problem, factorization, state)))
+
+    def product(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _MultirateState,
+    ) -> AbstractProduct:
+        return Factored(factorization, self.factors(problem, factorization, state))
+
+    def factors(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _MultirateState,
+    ) -> Factors:
+        return where(state.phase == FAST, _merged(state), state.every.y)
+
+    def locate(
+        self,
+        problem: AbstractProblem,
+        factorization: AbstractFactorization,
+        state: _MultirateState,
+        *,
+        time: FloatScalar | None = None,
+        loss: FloatScalar | None = None,
+    ) -> _MultirateState:
+        parts = _Parts(self, problem, factorization)
+
+        def of_all(state):
+            every = parts.all(state).locate(state.every, time=time, loss=loss)
+            now = jnp.maximum(every.time, jnp.minimum(state.ended, state.time))
+            return eqx.tree_at(lambda s: (s.every, s.time, s.loss), state, (every, now, every.loss))
+
+        def of_large(state):
+            local = None if time is None else time - state.began
+            few = parts.large(state.apart).locate(state.few, time=local, loss=loss)
+            now = state.began + few.time
+            return eqx.tree_at(lambda s: (s.few, s.time, s.loss), state, (few, now, few.loss))
+
+        fast = state.phase == FAST
+        return _when(fast, of_large, _when(~fast, of_all, state))
+
+
+class _Parts:
+    """The equations of the phases, and what leads from one to the next, for one run."""
+
+    def __init__(self, flow: MultirateFlow, problem: AbstractProblem, fz: AbstractFactorization):
+        assert isinstance(fz, CP)  # resolve saw to it
+        self.flow, self.problem, self.fz = flow, problem, fz
+        self.capacity = min(flow.capacity, fz.num_components)
+
+    def compose(self, factors: Factors) -> FloatArray:
+        return self.fz.compose(factors)
+
+    def force(self, product: FloatArray) -> FloatArray:
+        return -jax.grad(lambda dense: self.problem.loss(Dense(dense)))(product)
+
+    def velocity(self, factors: Factors) -> Factors:
+        product, pull = jax.vjp(self.compose, factors)
+        return pull(self.force(product))[0]
+
+    def all(self, state: _MultirateState | None) -> Integrator:
+        """All components, of which the large ones rest in a slow phase."""
+        if state is None:
+            return self._integrator(self.velocity, self.compose)
+        slow = state.phase == SLOW
+        moving = jnp.where(slow & self._large(state), 0, 1).astype(state.loss.dtype)
+
+        def velocity(factors):
+            product, pull = jax.vjp(self.compose, factors)
+            (toward,) = pull(jnp.where(slow, state.apart, self.force(product)))
+            return tuple(part * moving for part in toward)
+
+        return self._integrator(velocity, self.compose)
+
+    def large(self, resting: FloatArray) -> Integrator:
+        """The large components alone, beside the product of those that rest."""
+
+        def product(factors):
+            return resting + self.compose(factors)
+
+        def velocity(factors):
+            dense, pull = jax.vjp(product, factors)
+            return pull(self.force(dense))[0]
+
+        return self._integrator(velocity, product)
+
+    def _integrator(self, velocity: Callable, product: Callable) -> Integrator:
+        def loss(factors):
+            return self.problem.loss(Dense(product(factors)))
+
+        flow: Any = self.flow
+        dtype = jnp.asarray(flow.rtol).dtype
+        solver, controller = with_tolerances(Stabilized(), flow.rtol, flow.atol, dtype)
+        return Integrator(velocity, loss, solver, controller, None)
+
+    def _large(self, state: _MultirateState) -> BoolArray:
+        """Whether each component is a large one."""
+        none = jnp.zeros(self.fz.num_components, bool)
+        return none.at[state.chosen].set(jnp.arange(self.capacity) < state.count)
+
+    def step_all(self, state: _MultirateState) -> _MultirateState:
+        yes = jnp.asarray(True)
+        every = self.all(state).advance(state.every, yes)
+        kept = (every.step != state.every.step).astype(jnp.int32)
+        slow = state.phase == SLOW
+        state = eqx.tree_at(
+            lambda s: (s.every, s.step, s.time, s.loss, s.result, s.slow_steps),
+            state,
+            (
+                every,
+                state.step + kept,
+                # The small components first make up for the fast phase in which they rested.
+                jnp.maximum(every.time, jnp.minimum(state.ended, state.time)),
+                every.loss,
+                every.result,
+                state.slow_steps + jnp.where(slow, kept, 0),
+            ),
+        )
+        state = _when((kept > 0) & slow, self.survey_small, state)
+        return _when((kept > 0) & ~slow, self.survey_all, state)
+
+    def step_large(self, state: _MultirateState) -> _MultirateState:
+        few = self.large(state.apart).advance(state.few, jnp.asarray(True))
+        kept = (few.step != state.few.step).astype(jnp.int32)
+        state = eqx.tree_at(
+            lambda s: (s.few, s.step, s.time, s.loss, s.result, s.fast_steps),
+            state,
+            (
+                few,
+                state.step + kept,
+                state.began + few.time,
+                few.loss,
+                few.result,
+                state.fast_steps + kept,
+            ),
+        )
+        return _when(kept > 0, self.survey_large, state)
+
+    def survey_all(self, state: _MultirateState) -> _MultirateState:
+        """After a full step: which components are large, and whether the others can be left."""
+        y, tolerance = state.every.y, self.flow.tolerance
+        product, pull = jax.vjp(self.compose, y)
+        force = self.force(product)
+        (velocity,) = pull(force)
+        norms = _component_norms(y)
+        # Of a quadratic loss, twice over the gradient is the residual, whatever its normalization.
+        residual = _ratio(2 * state.loss, tree_norm(force))
+        ascending = jnp.cumsum(jnp.sort(norms))
+        needed = jnp.sum(ascending > _ROOM * tolerance * residual)
+        separate = needed <= self.capacity
+        count = jnp.minimum(needed, self.capacity).astype(jnp.int32)
+        chosen = lax.top_k(norms, self.capacity)[1].astype(jnp.int32)
+        state = eqx.tree_at(
+            lambda s: (s.chosen, s.count, s.separate), state, (chosen, count, separate)
+        )
+        large = self._large(state)
+        growth = jnp.max(jnp.where(large, 0, _growth(y, velocity)))
+        slope = jnp.sqrt(sum(jnp.sum(jnp.where(large, part, 0) ** 2) for part in velocity))
+        clock = self._watch(state, slope, growth, state.loss)
+        left = self._unrest(state, clock)
+        resting = left <= tolerance
+        # How far the small components would move meanwhile: in their own size, and in the residual.
+        moved = growth * left * jnp.maximum(1, _ratio(jnp.sum(norms * ~large), residual))
+        relaxing = ~resting & (clock.decay > 0) & (moved <= tolerance * clock.decay)
+        resting = resting & separate
+        following = jnp.where(resting, SLOW, jnp.where(relaxing, FAST, FULL)).astype(jnp.int32)
+        return eqx.tree_at(lambda s: (s.following, s.clock), state, (following, clock))
+
+    def survey_small(self, state: _MultirateState) -> _MultirateState:
+        """After a slow step: whether the small components still are."""
+        norms = jnp.where(self._large(state), 0, _component_norms(state.every.y))
+        # That at the beginning of the phase: the loss moves with what escapes.
+        residual = _ratio(2 * state.clock.growth_loss, tree_norm(state.apart))
+        escaped = jnp.sum(norms) > self.flow.tolerance * residual
+        following = jnp.where(escaped, FULL, SLOW).astype(jnp.int32)
+        return eqx.tree_at(lambda s: s.following, state, following)
+
+    def survey_large(self, state: _MultirateState) -> _MultirateState:
+        """After a fast step: whether the large components have come to rest."""
+        few, tolerance = state.few, self.flow.tolerance
+        slope = self.large(state.apart).speed(few)
+        old = state.clock
+        # The force that makes the small ones grow falls with the residual.
+        growth = old.growth * jnp.sqrt(_ratio(few.loss, old.growth_loss))
+        clock = self._watch(state, slope, growth, few.loss)
+        left = self._unrest(state, clock)
+        missed = growth * left * (few.time - few.previous_time)
+        neglected = old.neglected + missed
+        clock = eqx.tree_at(lambda c: c.neglected, clock, neglected)
+        following = jnp.where(neglected > _EXCESS * tolerance, FULL, FAST)
+        at_rest = jnp.where(state.separate, SLOW, FULL)
+        following = jnp.where(left <= tolerance, at_rest, following).astype(jnp.int32)
+        return eqx.tree_at(
+            lambda s: (s.following, s.clock, s.neglected),
+            state,
+            (following, clock, state.neglected + missed),
+        )
+
+    def _watch(self, state, slope, growth, loss) -> _Clock:
+        old, passed = state.clock, state.time - state.clock.seen
+        falls = jnp.log(_ratio(old.slope, slope)) / jnp.where(passed > 0, passed, 1)
+        known = (passed > 0) & (old.slope > 0) & (slope > 0)
+        # While they relax, noise at the end of it says nothing about how fast they do.
+        held = (state.phase == FAST) & (falls <= 0)
+        decay = jnp.where(known & ~held, falls, old.decay)
+        return _Clock(slope, state.time, decay, growth, loss, old.neglected)
+
+    def _unrest(self, state: _MultirateState, clock: _Clock) -> FloatScalar:
+        """Relative change of the force that the large components' relaxation has still to bring."""
+        rate = _ratio(clock.slope**2, state.loss)
+        share = jnp.sqrt(_ratio(rate, 2 * jnp.maximum(clock.decay, 0)))
+        unknown = jnp.where(clock.decay > 0, jnp.minimum(share, 1), 1)
+        return jnp.where(state.count == 0, 0, unknown).astype(state.loss.dtype)
+
+    def switch(self, state: _MultirateState) -> _MultirateState:
+        """The state at the beginning of the next phase."""
+        old, new = state.phase, state.following
+        to_fast, from_fast = new == FAST, old == FAST
+        y = where(from_fast, _merged(state), state.every.y)
+        large = self._large(state)
+        resting = tuple(jnp.where(large, 0, part) for part in y)
+        # One composition serves both: the product at rest, or the one that makes the force.
+        product = self.compose(where(to_fast, resting, y))
+        apart = jnp.where(to_fast, product, self.force(product))
+        few = _when(to_fast, lambda few: self._begin(few, state, product), state.few)
+        # After a fast phase the small components catch up, unless it went on for too long.
+        late = from_fast & (new == FULL)
+        time = jnp.where(late, state.time, state.every.time)
+        growth = state.clock.growth
+        first = jnp.where(growth > 0, _FIRST_STEP / jnp.where(growth > 0, growth, 1), 0)
+        size = state.every.next_time - state.every.time
+        size = jnp.where((new == SLOW) & (growth > 0), first, size)
+        size = jnp.where(late, state.few.next_time - state.few.time, size)
+        every = eqx.tree_at(
+            lambda s: (
+                s.y,
+                s.loss,
+                s.time,
+                s.next_time,
+                s.previous_y,
+                s.previous_loss,
+                s.previous_time,
+                s.made_jump,
+            ),
+            state.every,
+            (y, state.loss, time, time + size, y, state.loss, time, jnp.asarray(True)),
+        )
+        clock = eqx.tree_at(lambda c: c.neglected, state.clock, jnp.zeros_like(state.loss))
+        return eqx.tree_at(
+            lambda s: (s.phase, s.every, s.few, s.apart, s.began, s.ended, s.clock),
+            state,
+            (
+                new,
+                every,
+                few,
+                apart,
+                jnp.where(to_fast, state.time, state.began),
+                jnp.where(from_fast, state.time, state.ended),
+                clock,
+            ),
+        )
+
+    def _begin(self, few: FlowState, state: _MultirateState, resting: FloatArray) -> FlowState:
+        """The large components on their own; counters go on."""
+        start = self.large(resting).init(_columns(state.every.y, state.chosen, state.count))
+        spent = few.solver_state.num_evaluations + start.solver_state.num_evaluations
+        return eqx.tree_at(
+            lambda s: (s.rejected, s.solver_state.common.num_evaluations),
+            start,
+            (few.rejected, spent),
+        )
+
+
+def _when(wanted: jax.Array, function: Callable, value: Any) -> Any:
+    """`function(value)` where wanted; in a batch at no cost where no lane wants it.
+
+    A loop of length 0 or 1: of a `lax.cond`, `vmap` computes both sides.
+    """
+    _, result = lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.asarray(False), function(carry[1])),
+        (wanted, value),
+    )
+    return result
+
+
+def _columns(factors: Factors, chosen: jax.Array, count: IntScalar) -> Factors:
+    used = jnp.arange(chosen.shape[0]) < count
+    return tuple(jnp.where(used, factor[:, chosen], 0) for factor in factors)
+
+
+def _merged(state: _MultirateState) -> Factors:
+    """All factors, the large components where the fast phase has taken them."""
+    used = jnp.arange(state.chosen.shape[0]) < state.count
+    return tuple(
+        factor.at[:, state.chosen].set(jnp.where(used, alone, factor[:, state.chosen]))
+        for factor, alone in zip(state.every.y, state.few.y, strict=True)
+    )
+
+
+def _component_norms(factors: Factors) -> FloatArray:
+    sizes = [jnp.sqrt(jnp.sum(factor**2, axis=0)) for factor in factors]
+    return jnp.prod(jnp.stack(sizes), axis=0)
+
+
+def _growth(factors: Factors, velocity: Factors) -> FloatArray:
+    r"""Rate at which the logarithm of every component's norm grows."""
+    return sum(
+        _ratio(jnp.sum(a * v, axis=0), jnp.sum(a**2, axis=0))
+        for a, v in zip(factors, velocity, strict=True)
+    )  # pyright: ignore[reportReturnType]
+
+
+def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
+    return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)

@@ -1,0 +1,154 @@
+r"""Sums of outer products: dense, at chosen entries, and the pullbacks of both.
+
+The gradient of a loss with respect to the factors of $\sum_r a_r^1 \otimes \dots \otimes a_r^N$
+multiplies unfoldings of the loss's gradient by Khatri-Rao products of the other factors. Written
+out, a mode costs one matrix multiplication and no reduction that XLA would do number by number: on
+CPU, a third less time than automatic differentiation takes at order 3.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from factorflow._types import FloatArray
+
+__all__ = ["dense", "entries", "khatri_rao", "pullback"]
+
+# Up to this size of a mode, rows are picked and added by multiplication with a one-hot matrix: on
+# CPU a scatter costs as much as multiplications with some tens of numbers.
+_ONE_HOT = 32
+# Factors stacked by one operation.
+_GROUP = 32
+
+
+def khatri_rao(factors: tuple[FloatArray, ...]) -> FloatArray:
+    """Column-wise Kronecker product, shape `(d_1 ... d_n, R)`, the last mode varying fastest."""
+    return functools.reduce(
+        lambda left, right: (left[:, None, :] * right[None, :, :]).reshape(-1, right.shape[1]),
+        factors,
+    )
+
+
+@jax.custom_vjp
+def dense(factors: tuple[FloatArray, ...]) -> FloatArray:
+    """The whole tensor, shape `(d_1, ..., d_N)`."""
+    return _dense(factors)
+
+
+def _dense(factors: tuple[FloatArray, ...]) -> FloatArray:
+    left, right = _halves(factors)
+    shape = tuple(factor.shape[0] for factor in factors)
+    return (khatri_rao(left) @ khatri_rao(right).T).reshape(shape)
+
+
+def pullback(factors: tuple[FloatArray, ...], cotangent: FloatArray) -> tuple[FloatArray, ...]:
+    """Gradients with respect to the factors, from the gradient with respect to the tensor.
+
+    For each mode the unfolding of `cotangent` times the Khatri-Rao product of the other factors
+    (MTTKRP), `(d_k, R)` each. Up to order 3 each is one matrix multiplication; beyond, the two
+    halves of the modes are contracted first and shared.
+    """
+    order, shape = len(factors), cotangent.shape
+    if order <= 3:
+        return tuple(
+            jnp.moveaxis(cotangent, mode, 0).reshape(shape[mode], -1)
+            @ khatri_rao(factors[:mode] + factors[mode + 1 :])
+            for mode in range(order)
+        )
+    left, right = _halves(factors)
+    unfolded = cotangent.reshape(math.prod(shape[: len(left)]), -1)
+    return (
+        *_within(left, unfolded @ khatri_rao(right)),
+        *_within(right, unfolded.T @ khatri_rao(left)),
+    )
+
+
+def _halves(factors: tuple[FloatArray, ...]) -> tuple[tuple, tuple]:
+    # A single mode first where there are three: its product is a plain multiplication.
+    middle = len(factors) // 2
+    return factors[:middle], factors[middle:]
+
+
+def _within(factors: tuple[FloatArray, ...], outer: FloatArray) -> tuple[FloatArray, ...]:
+    """Gradients of a group of modes, whose complement is already contracted: `(d_1 ... d_n, R)`."""
+    if len(factors) == 1:
+        return (outer,)
+    left, right = _halves(factors)
+    parts = outer.reshape(math.prod(f.shape[0] for f in left), -1, outer.shape[1])
+    return (
+        *_within(left, jnp.sum(parts * khatri_rao(right)[None], axis=1)),
+        *_within(right, jnp.sum(parts * khatri_rao(left)[:, None], axis=0)),
+    )
+
+
+# Forward mode over this rule works, as Hessians and spectral radii need; on its own it does not.
+dense.defvjp(
+    lambda factors: (_dense(factors), factors),
+    lambda factors, cotangent: (pullback(factors, cotangent),),
+)
+
+
+@jax.custom_vjp
+def entries(factors: tuple[FloatArray, ...], indices: jax.Array) -> FloatArray:
+    """The entries at `indices` `(n, N)`: the tensor itself is never made."""
+    product, _ = _prefixes(_stacked(factors), indices)
+    return jnp.sum(product, axis=1)
+
+
+def _prefixes(stacked: FloatArray, indices: jax.Array) -> tuple[FloatArray, FloatArray]:
+    """Products over all modes, `(n, R)`, and before each of them, `(N, n, R)`."""
+    ones = jnp.ones((indices.shape[0], stacked.shape[2]), stacked.dtype)
+    # Modes one after the other: the compilation of an unrolled loop would grow with the order.
+    return lax.scan(
+        lambda prefix, mode: (prefix * _rows(*mode), prefix), ones, (stacked, indices.T)
+    )
+
+
+def _entries_forward(factors, indices):
+    product, prefixes = _prefixes(_stacked(factors), indices)
+    return jnp.sum(product, axis=1), (factors, indices, prefixes)
+
+
+def _entries_backward(saved, cotangent):
+    factors, indices, prefixes = saved
+    stacked = _stacked(factors)
+
+    def multiply(suffix, mode):
+        factor, places, prefix = mode
+        gradient = _add_rows(factor.shape[0], places, prefix * suffix)
+        # Rows are gathered once more rather than kept: half of the memory.
+        return suffix * _rows(factor, places), gradient
+
+    weight = jnp.broadcast_to(cotangent[:, None], prefixes.shape[1:])
+    _, gradients = lax.scan(multiply, weight, (stacked, indices.T, prefixes), reverse=True)
+    sizes = [factor.shape[0] for factor in factors]
+    return tuple(g[:size] for g, size in zip(gradients, sizes, strict=True)), None
+
+
+entries.defvjp(_entries_forward, _entries_backward)
+
+
+def _stacked(factors: tuple[FloatArray, ...]) -> FloatArray:
+    """All factors in one array `(N, d, R)`, shorter modes padded with zeros."""
+    longest = max(factor.shape[0] for factor in factors)
+    if min(factor.shape[0] for factor in factors) < longest:
+        pads = [((0, longest - factor.shape[0]), (0, 0)) for factor in factors]
+        factors = tuple(jnp.pad(f, pad) for f, pad in zip(factors, pads, strict=True))
+    # In groups kept apart: compiling one concatenation takes a time quadratic in its operands.
+    groups = [jnp.stack(factors[k : k + _GROUP]) for k in range(0, len(factors), _GROUP)]
+    return jnp.concatenate(lax.optimization_barrier(groups)) if len(groups) > 1 else groups[0]
+
+
+def _rows(factor: FloatArray, places: jax.Array) -> FloatArray:
+    if factor.shape[0] > _ONE_HOT:
+        return factor[places]
+    return jax.nn.one_hot(places, factor.shape[0], dtype=factor.dtype) @ factor
+
+
+def _add_rows(size: int, places: jax.Array, rows: FloatArray) -> FloatArray:
+    if size > _ONE_HOT:
+        return jnp.zeros((size, rows.shape[1]), rows.dtype).at[places].add(rows)
+    return jax.nn.one_hot(places, size, dtype=rows.dtype, axis=0) @ rows
