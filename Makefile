@@ -3,6 +3,10 @@ PYTHON ?= python3
 SCALE ?= paper
 OUT ?= reports/razin_cohen_2020
 
+# Compilation is most of the tests' time and takes one core; a file's tests share what they compile.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
+
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -13,6 +17,7 @@ help:
 	@echo "make reproduce   the figures and claims of Razin & Cohen (2020): $(OUT)/index.html"
 	@echo "                 (SCALE=quick for a small version, OUT=DIR for another folder)"
 	@echo "make test        doctests and tests in double precision, then the tests in float32"
+	@echo "                 (WORKERS=4 for more processes at once than two)"
 	@echo "make lint        ruff, basedpyright and the import layers"
 	@echo "make bench       benchmarks"
 	@echo "make clean       remove .venv and caches; reports stay"
@@ -33,8 +38,8 @@ reproduce: $(VENV)/.installed-plot
 	exit $$status
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --doctest-modules src tests
-	FACTORFLOW_TEST_PRECISION=float32 $(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(PARALLEL) --doctest-modules src tests
+	FACTORFLOW_TEST_PRECISION=float32 $(BIN)/python -m pytest $(PARALLEL) tests
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check

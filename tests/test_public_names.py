@@ -23,6 +23,7 @@ CONTRACT = [
     "Identity",
     "Imbalanced",
     "LogSpaced",
+    "MultirateFlow",
     "Orthogonal",
     "RESULTS",
     "Sensing",

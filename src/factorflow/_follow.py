@@ -226,8 +226,8 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
     if specs[0].dynamics.alone and len(specs) > 1:
         runs = [follow([spec], 1) for spec in specs]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *runs)
-    least = 1 if specs[0].dynamics.alone else 2
-    padded = [*specs, *[specs[0]] * (max(width, least) - len(specs))]
+    least = 1 if specs[0].dynamics.alone else max(width, 2)
+    padded = [*specs, *[specs[0]] * (least - len(specs))]
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
     )

@@ -161,6 +161,18 @@ def test_random_norm_on_request():
     assert (problem.normalization, plain.normalization) == ("half_sum", "mean")
 
 
+def test_random_loss_and_room_reach_the_problem(dtype):
+    def make(**options):
+        return ff.random_low_rank_problem(jax.random.key(3), (3, 4, 2), 2, 10, **options)
+
+    plain, padded = make(loss="huber"), make(loss="huber", room=24)
+    assert (padded.penalty, padded.room, padded.values.shape) == ("huber", 24, (24,))
+    np.testing.assert_array_equal(padded.target, plain.target)
+    product = ff.Dense(jnp.ones((3, 4, 2), dtype))
+    assert_close(padded.loss(product), plain.loss(product))
+    assert float(make().loss(product)) != float(plain.loss(product))
+
+
 def test_random_data_depend_on_the_key_alone():
     def make(seed):
         return ff.random_low_rank_problem(jax.random.key(seed), (7, 5), 2, 20)
@@ -211,6 +223,8 @@ BAD_INPUT = [
         r"between 1 and the 35 entries of shape \(7, 5\), got 36",
     ),
     ("no observations", random(n_observed=0), r"between 1 and the 35 entries.*got 0"),
+    ("too little room", random(room=19), r"room=19 does not hold the 20 observations"),
+    ("misspelt loss", random(loss="hubr"), r"Did you mean 'huber'"),
     ("misspelt normalization", random(normalization="means"), r"Did you mean 'mean'"),
 ]
 

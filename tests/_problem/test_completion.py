@@ -188,6 +188,42 @@ def test_repeated_entries_resampled(layout, dtype):
         assert_close(gradient, expected, scale=10.0)
 
 
+# --- Observations padded to a common number
+
+
+@pytest.mark.parametrize("observations", ["wide", "order 3"])
+@pytest.mark.parametrize("normalization", ["half_sum", "mean"])
+@pytest.mark.parametrize("room", [4, 7])
+def test_room_changes_nothing(observations, normalization, room, layout, dtype):
+    shape, indices, values = OBSERVATIONS[observations]
+    target, product = product_of(shape, dtype, seed=2), product_of(shape, dtype)
+    plain, padded = (
+        ff.Completion(shape, indices, values, target, normalization, "huber", room=given)
+        for given in (None, room)
+    )
+    assert padded.values.shape == (room,)
+    assert (padded.masked is not None) == (layout == "dense")
+    for name in ("loss", "held_out_loss"):
+        functions = (
+            jax.value_and_grad(lambda w, p=problem, name=name: getattr(p, name)(ff.Dense(w)))
+            for problem in (plain, padded)
+        )
+        for one, other in zip(*(function(product) for function in functions), strict=True):
+            assert_close(other, one)
+    np.testing.assert_array_equal(padded.observed_entries(), plain.observed_entries())
+
+
+def test_room_leaves_label_noise_and_refuses_minibatches(layout, dtype):
+    shape, indices, values = OBSERVATIONS["order 3"]
+    problem = ff.Completion(shape, indices, values, room=6)
+    noisy = problem.resample(jax.random.key(0), label_noise=jnp.asarray(0.3, dtype))
+    product = product_of(shape, dtype)
+    expected = loss_by_loops(indices, noisy.values[:4], np.ones(4), product)
+    assert_close(noisy.loss(ff.Dense(product)), expected)
+    with pytest.raises(ValueError, match=r"padded to room=6; leave room= out"):
+        problem.resample(jax.random.key(0), batch_size=2)
+
+
 # --- Bad input
 
 SHAPE, INDICES, VALUES = (2, 3), [(0, 1), (1, 2)], [1.0, -1.0]
@@ -235,6 +271,7 @@ BAD_INPUT = [
         r"Unknown loss 'sqaured'. Did you mean 'squared'",
     ),
     ("unknown loss", completion(loss="xyz"), r"'xyz'\. Known: absolute, huber, squared"),
+    ("too little room", completion(room=1), r"room=1 does not hold the 2 observations"),
     (
         "no target",
         lambda: ff.Completion(*OBSERVATIONS["wide"]).held_out_loss(ff.Dense(jnp.ones((2, 5)))),

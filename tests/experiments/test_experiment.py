@@ -9,12 +9,14 @@ import pytest
 
 import factorflow as ff
 from experiments.common import base
+from factorflow._spec import structure
 from factorflow.experiments import Experiment, RandomLowRankTask, RazinCohenTask, sweep
 from factorflow.experiments.codec import KINDS, decode, encode
 
 EXAMPLES = [
     RazinCohenTask(dim=3, eps=0.05),
     RandomLowRankTask(shape=(4, 3), rank=1, n_observed=5, frobenius_norm=1.0),
+    RandomLowRankTask(shape=(4, 3), rank=1, n_observed=5, loss="huber", room=12),
     ff.DeepMatrix((4, 3), depth=3, hidden=(5, 2)),
     ff.DeepMatrix((4, 3), depth=3),
     ff.CP((4, 3, 2), rank=5),
@@ -31,6 +33,7 @@ EXAMPLES = [
     ff.GradientDescent(0.1, batch_size=2, label_noise=0.5),
     ff.GradientDescent(ff.Optimizer("adam", {"learning_rate": 1e-3})),
     ff.GradientFlow("Dopri8", atol=1e-9),
+    ff.MultirateFlow(tolerance=1e-3, rtol=1e-5, capacity=4),
     ff.Optimizer("group_rmsprop", {"learning_rate": 1e-2, "eps": 1e-9}),
     ff.AtEnd(),
     ff.AtLosses([1.0, 0.1]),
@@ -113,6 +116,16 @@ def test_the_seed_changes_the_data_and_the_start():
     )
     assert not np.array_equal(first.problem.values, second.problem.values)
     assert not np.array_equal(first.factors[0], second.factors[0])
+
+
+@pytest.mark.parametrize("room", [None, 12])
+def test_with_room_the_number_of_observations_is_no_structure(room):
+    def spec(n_observed):
+        task = RandomLowRankTask(shape=(4, 3), rank=1, n_observed=n_observed, room=room)
+        fz, start = ff.DeepMatrix((4, 3), 2), ff.Gaussian(factor_scale=0.1)
+        return base(task=task, factorization=fz, initializer=start).build()
+
+    assert (structure(spec(5)) == structure(spec(12))) == (room is not None)
 
 
 @pytest.mark.x64

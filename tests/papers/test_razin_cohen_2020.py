@@ -2,26 +2,36 @@
 
 import numpy as np
 import pytest
+import xarray as xr
+from scipy.stats import binomtest
 
 from factorflow.experiments import run
 from factorflow.papers import PAPERS, load_paper
+from factorflow.papers.razin_cohen_2020.tensors.claims import wilson_interval
+from factorflow.papers.razin_cohen_2020.tensors.results import derive
 
 pytestmark = pytest.mark.x64
 
 PAPER = load_paper("razin_cohen_2020")
-CLAIMS = {claim.id: (figure, claim) for figure in PAPER.figures for claim in figure.claims}
+# Without runs at quick scale, a figure is left out, and so are its claims.
+FIGURES = [figure for figure in PAPER.figures if figure.experiments("quick")]
+CLAIMS = {claim.id: (figure, claim) for figure in FIGURES for claim in figure.claims}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """The whole paper at quick scale, run once."""
-    experiments = [e for figure in PAPER.figures for e in figure.experiments("quick")]
+    experiments = [e for figure in FIGURES for e in figure.experiments("quick")]
     return run(experiments, tmp_path_factory.mktemp("paper") / "data", progress=False)
 
 
 @pytest.fixture(scope="module")
 def datasets(store):
-    return {figure.name: store.dataset(figure.experiments("quick")) for figure in PAPER.figures}
+    found = {}
+    for figure in FIGURES:
+        experiments = figure.experiments("quick")
+        found[figure.name] = figure.derive(store.dataset(experiments), experiments)
+    return found
 
 
 def _scaled(name, factor, **axes):
@@ -88,6 +98,19 @@ def _scaled_at(name, factor, level, **axes):
     return mutate
 
 
+def _tensor_mutations(name):
+    """Ranks of twice the truth, large errors, and a baseline that is as good."""
+    return {
+        f"{name}.rank": _scaled("rank_lower", 2),
+        f"{name}.error": _scaled("reconstruction_error", 1e4, initializer__factor_scale=1e-3),
+        f"{name}.baseline": _scaled("baseline_error", 1e-6),
+    }
+
+
+def _rising(name):
+    return {f"{name}.init": _scaled("reconstruction_error", 1e4, initializer__factor_scale=1e-3)}
+
+
 MUTATIONS = {
     "deep_matrix_factorization.bounds": _entry_for_low_loss,
     "deep_matrix_factorization.frontier": _scaled("entry[0,0]", 1.02, factorization__depth=3),
@@ -122,6 +145,12 @@ MUTATIONS = {
     "dimension.norms_diverge": _scaled("nuclear_norm", np.nan, task__dim=3),
     "dimension.certified": _untrusted,
     "dimension.no_square_root_bound": _scaled_at("effective_rank_excess", 0.5, 1e-8, task__dim=3),
+    **_tensor_mutations("tensor_order_3_rank_1"),
+    **_tensor_mutations("tensor_order_3_rank_3"),
+    **_rising("tensor_order_3_rank_1"),
+    **_rising("tensor_order_3_rank_3"),
+    **_tensor_mutations("tensor_order_4_rank_1"),
+    **_tensor_mutations("tensor_order_4_rank_3"),
 }
 
 
@@ -142,12 +171,18 @@ def test_every_claim_has_a_mutation():
 @pytest.mark.parametrize("claim_id", CLAIMS)
 def test_a_claim_without_its_data_does_not_hold(claim_id, datasets):
     figure, claim = CLAIMS[claim_id]
-    dataset = datasets[figure.name]
-    nothing = dataset.assign(reached=(("run", "row"), np.zeros(dataset["reached"].shape, bool)))
-    assert not claim(nothing).holds
+    assert not claim(_without_rows(datasets[figure.name])).holds
 
 
-@pytest.mark.parametrize("figure", PAPER.figures, ids=lambda figure: figure.name)
+def _without_rows(dataset):
+    """As if every run had failed before its first row."""
+    blank = {"reached": (("run", "row"), np.zeros(dataset["reached"].shape, bool))}
+    for name in {"reconstruction_error", "rank_lower", "rank_upper"} & set(dataset.variables):
+        blank[name] = dataset[name].dims, np.full(dataset[name].shape, np.nan)
+    return dataset.assign(blank)
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_a_figure_is_drawn_from_its_dataset_alone(figure, datasets):
     drawn = figure.draw(datasets[figure.name], {})
     assert drawn.axes
@@ -172,7 +207,7 @@ def test_captions_define_and_claims_have_sources():
 
 
 def test_papers_are_listed_under_their_own_name():
-    assert PAPERS.keys() == {PAPER.name}
+    assert PAPER.name in PAPERS
     with pytest.raises(ValueError, match="Did you mean 'razin_cohen_2020'"):
         load_paper("razin_cohen_2021")
     with pytest.raises(ValueError, match="Did you mean 'perturbed'"):
@@ -181,6 +216,57 @@ def test_papers_are_listed_under_their_own_name():
 
 @pytest.mark.parametrize("scale", ["quick", "paper", "beyond"])
 def test_experiments_are_distinct_within_a_figure(scale):
-    for figure in PAPER.figures:
+    figures = PAPER.figures
+    if scale == "beyond":
+        # Tens of thousands, made as at the paper's scale.
+        figures = [figure for figure in figures if not figure.name.startswith("tensor")]
+    for figure in figures:
         keys = [experiment.key() for experiment in figure.experiments(scale)]
         assert len(keys) == len(set(keys))
+
+
+# --- Tensors
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 5), (3, 5), (5, 5), (7, 10), (99, 100)])
+def test_the_interval_of_a_share_is_that_of_wilson(hits, count):
+    expected = binomtest(hits, count).proportion_ci(method="wilson")
+    interval = expected.low, expected.high
+    np.testing.assert_allclose(wilson_interval(hits, count), interval, rtol=1e-6, atol=1e-12)
+
+
+def test_derived_are_ranks_of_the_products_and_of_zeros_filled_in():
+    """On products made here: their own ranks, and a run that has failed."""
+    experiments = PAPER.figure("tensor_order_3_rank_1").experiments("quick")[:4]
+    shape = experiments[0].task.shape
+    rng = np.random.default_rng(0)
+    components = [np.einsum("i,j,k", *(rng.normal(size=d) for d in shape)) for _ in range(2)]
+    products = np.stack([components[0], sum(components), np.zeros(shape), np.full(shape, np.nan)])
+    dataset = xr.Dataset({"product": (("run", "row", "i", "j", "k"), products[:, None])})
+    derived = derive(dataset, experiments)
+    assert "product" not in derived
+    for side in ("rank_lower", "rank_upper"):
+        np.testing.assert_array_equal(derived[side], [1, 2, 0, np.nan])
+    for run_, experiment in enumerate(experiments):
+        problem = experiment.problem()
+        target, hidden = np.asarray(problem.target), np.ones(shape, bool)
+        hidden[tuple(np.asarray(problem.indices).T)] = False
+        # What is not observed is all of the error.
+        expected = np.linalg.norm(target[hidden]) / np.linalg.norm(target)
+        np.testing.assert_allclose(derived["baseline_error"][run_], expected, rtol=1e-12)
+        low, high = (int(derived[f"baseline_rank_{side}"][run_]) for side in ("lower", "upper"))
+        unfoldings = [np.moveaxis(np.where(hidden, 0, target), n, 0) for n in range(3)]
+        ranks = [np.linalg.matrix_rank(u.reshape(u.shape[0], -1), tol=0.1) for u in unfoldings]
+        assert max(ranks) <= low <= high <= np.prod(shape[1:])
+
+
+def test_runs_that_share_their_data_share_the_baseline(datasets):
+    dataset = datasets["tensor_order_3_rank_3"]
+    seeds, counts = dataset["seed"].values, dataset["task.n_observed"].values
+    for seed, count in {*zip(seeds.tolist(), counts.tolist(), strict=True)}:
+        errors = dataset["baseline_error"].values[(seeds == seed) & (counts == count)]
+        # One for each initialization.
+        assert len(errors) == 2
+        assert errors[0] == errors[1]
+    assert np.all(dataset["baseline_rank_lower"] <= dataset["baseline_rank_upper"])
+    assert np.all(dataset["rank_lower"] <= dataset["rank_upper"])

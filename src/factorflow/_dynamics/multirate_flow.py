@@ -74,9 +74,10 @@ class _MultirateState(AbstractState):
     separate: BoolScalar
     # In a slow phase the force; in a fast one the product of the components that rest.
     apart: FloatArray
-    # When the last fast phase began and ended.
+    # When the last fast phase began and ended, and whether that was before all was at rest.
     began: FloatScalar
     ended: FloatScalar
+    early: BoolScalar
     clock: _Clock
     neglected: FloatScalar
     slow_steps: IntScalar
@@ -224,6 +225,7 @@ class MultirateFlow(AbstractDynamics):
             apart=apart,
             began=zero,
             ended=zero,
+            early=jnp.asarray(False),
             clock=_Clock(zero, zero, zero, zero, every.loss, zero),
             neglected=zero,
             slow_steps=none,
@@ -352,11 +354,14 @@ class _Parts:
     def _large(self, state: _MultirateState) -> BoolArray:
         """Whether each component is a large one."""
         none = jnp.zeros(self.fz.num_components, bool)
-        return none.at[state.chosen].set(jnp.arange(self.capacity) < state.count)
+        return none.at[state.chosen].set(jnp.arange(self.capacity, dtype=jnp.int32) < state.count)
 
     def step_all(self, state: _MultirateState) -> _MultirateState:
-        yes = jnp.asarray(True)
-        every = self.all(state).advance(state.every, yes)
+        # Those that only catch up stop where the others are.
+        last = jnp.where(state.early, state.ended, jnp.inf).astype(state.loss.dtype)
+        next_time = jnp.minimum(state.every.next_time, last)
+        state = eqx.tree_at(lambda s: s.every.next_time, state, next_time)
+        every = self.all(state).advance(state.every, jnp.asarray(True))
         kept = (every.step != state.every.step).astype(jnp.int32)
         slow = state.phase == SLOW
         state = eqx.tree_at(
@@ -416,7 +421,8 @@ class _Parts:
         left = self._unrest(state, clock)
         resting = left <= tolerance
         # How far the small components would move meanwhile: in their own size, and in the residual.
-        moved = growth * left * jnp.maximum(1, _ratio(jnp.sum(norms * ~large), residual))
+        share = _ratio(jnp.sum(jnp.where(large, 0, norms)), residual)
+        moved = growth * left * jnp.maximum(1, share)
         relaxing = ~resting & (clock.decay > 0) & (moved <= tolerance * clock.decay)
         resting = resting & separate
         following = jnp.where(resting, SLOW, jnp.where(relaxing, FAST, FULL)).astype(jnp.int32)
@@ -428,7 +434,8 @@ class _Parts:
         # That at the beginning of the phase: the loss moves with what escapes.
         residual = _ratio(2 * state.clock.growth_loss, tree_norm(state.apart))
         escaped = jnp.sum(norms) > self.flow.tolerance * residual
-        following = jnp.where(escaped, FULL, SLOW).astype(jnp.int32)
+        caught_up = state.early & (state.every.time >= state.ended)
+        following = jnp.where(escaped | caught_up, FULL, SLOW).astype(jnp.int32)
         return eqx.tree_at(lambda s: s.following, state, following)
 
     def survey_large(self, state: _MultirateState) -> _MultirateState:
@@ -443,13 +450,14 @@ class _Parts:
         missed = growth * left * (few.time - few.previous_time)
         neglected = old.neglected + missed
         clock = eqx.tree_at(lambda c: c.neglected, clock, neglected)
-        following = jnp.where(neglected > _EXCESS * tolerance, FULL, FAST)
-        at_rest = jnp.where(state.separate, SLOW, FULL)
-        following = jnp.where(left <= tolerance, at_rest, following).astype(jnp.int32)
+        resting = left <= tolerance
+        over = resting | (neglected > _EXCESS * tolerance)
+        next_one = jnp.where(state.separate, SLOW, FULL)
+        following = jnp.where(over, next_one, FAST).astype(jnp.int32)
         return eqx.tree_at(
-            lambda s: (s.following, s.clock, s.neglected),
+            lambda s: (s.following, s.clock, s.neglected, s.early),
             state,
-            (following, clock, state.neglected + missed),
+            (following, clock, state.neglected + missed, state.separate & over & ~resting),
         )
 
     def _watch(self, state, slope, growth, loss) -> _Clock:
@@ -479,9 +487,10 @@ class _Parts:
         product = self.compose(where(to_fast, resting, y))
         apart = jnp.where(to_fast, product, self.force(product))
         few = _when(to_fast, lambda few: self._begin(few, state, product), state.few)
-        # After a fast phase the small components catch up, unless it went on for too long.
+        # After a fast phase the small components catch up, unless they are not small.
         late = from_fast & (new == FULL)
         time = jnp.where(late, state.time, state.every.time)
+        late = late | (state.early & (new == FULL))
         growth = state.clock.growth
         first = jnp.where(growth > 0, _FIRST_STEP / jnp.where(growth > 0, growth, 1), 0)
         size = state.every.next_time - state.every.time
@@ -503,7 +512,7 @@ class _Parts:
         )
         clock = eqx.tree_at(lambda c: c.neglected, state.clock, jnp.zeros_like(state.loss))
         return eqx.tree_at(
-            lambda s: (s.phase, s.every, s.few, s.apart, s.began, s.ended, s.clock),
+            lambda s: (s.phase, s.every, s.few, s.apart, s.began, s.ended, s.early, s.clock),
             state,
             (
                 new,
@@ -512,6 +521,7 @@ class _Parts:
                 apart,
                 jnp.where(to_fast, state.time, state.began),
                 jnp.where(from_fast, state.time, state.ended),
+                state.early & (new == SLOW),
                 clock,
             ),
         )
@@ -541,13 +551,13 @@ def _when(wanted: jax.Array, function: Callable, value: Any) -> Any:
 
 
 def _columns(factors: Factors, chosen: jax.Array, count: IntScalar) -> Factors:
-    used = jnp.arange(chosen.shape[0]) < count
+    used = jnp.arange(chosen.shape[0], dtype=jnp.int32) < count
     return tuple(jnp.where(used, factor[:, chosen], 0) for factor in factors)
 
 
 def _merged(state: _MultirateState) -> Factors:
     """All factors, the large components where the fast phase has taken them."""
-    used = jnp.arange(state.chosen.shape[0]) < state.count
+    used = jnp.arange(state.chosen.shape[0], dtype=jnp.int32) < state.count
     return tuple(
         factor.at[:, state.chosen].set(jnp.where(used, alone, factor[:, state.chosen]))
         for factor, alone in zip(state.every.y, state.few.y, strict=True)

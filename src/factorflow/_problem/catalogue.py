@@ -2,8 +2,10 @@
 
 import math
 import string
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -133,9 +135,10 @@ def random_low_rank_problem(
     norm = math.sqrt(size) if frobenius_norm is None else frobenius_norm
     target = target * (norm / jnp.linalg.norm(target.ravel()))
     # In NumPy: JAX would compile these few operations anew for every number of observations.
-    flat = np.asarray(jax.random.permutation(entry_key, size))[:n_observed]
-    indices = np.stack(np.unravel_index(flat, tuple(shape)), axis=-1)
-    values = np.asarray(target)[tuple(indices.T)]
+    array: Any = jnp if isinstance(target, jax.core.Tracer) else np
+    flat = array.asarray(jax.random.permutation(entry_key, size))[:n_observed]
+    indices = array.stack(array.unravel_index(flat, tuple(shape)), axis=-1)
+    values = array.asarray(target)[tuple(indices.T)]
     return Completion(
         tuple(shape), indices, values, target, normalization=normalization, loss=loss, room=room
     )

@@ -12,6 +12,7 @@ PAPERS = {
     "razin_cohen_2020": (
         "Implicit regularization in deep learning may not be explainable by norms (NeurIPS 2020)"
     ),
+    "razin_maman_cohen_2021": "Implicit regularization in tensor factorization (ICML 2021)",
 }
 
 SCALES = ("quick", "paper", "beyond")

@@ -7,11 +7,13 @@ halves: a lower bound from unfoldings that holds whatever a fit does, and the fa
 fit. Where they meet, the rank is known.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import ArrayLike
+from threadpoolctl import ThreadpoolController
 
 from factorflow.reference._inputs import is_traced, require_at_least
 from factorflow.reference.cp_search import fewest_components
@@ -76,9 +78,6 @@ def cp_rank(
 
     A tensor whose best fit does not exist, of border rank below its rank, has the border rank as
     its rank at every tolerance. The components then grow without bound as the tolerance shrinks.
-
-    The matrices are small: where other programs compete for the cores, one thread for linear
-    algebra (`OPENBLAS_NUM_THREADS=1` before NumPy is loaded) is many times faster than several.
 
     **Arguments:**
 
@@ -146,19 +145,30 @@ def cp_rank(
             "instance relative_error=1e-10"
         )
     unit, relative = scaled / norm, distance / norm
-    spaces = mode_spaces(unit)
-    lower = unfolding_bound(unit, relative, [values for _, values in spaces])
-    factors = fewest_components(
-        unit,
-        goal / norm,
-        spaces,
-        lower=max(lower, 1),
-        restarts=restarts,
-        max_fits=max_fits,
-        generator=np.random.default_rng(seed),
-    )
+    with _threads().limit(limits=1, user_api="blas"):
+        spaces = mode_spaces(unit)
+        lower = unfolding_bound(unit, relative, [values for _, values in spaces])
+        factors = fewest_components(
+            unit,
+            goal / norm,
+            spaces,
+            lower=max(lower, 1),
+            restarts=restarts,
+            max_fits=max_fits,
+            generator=np.random.default_rng(seed),
+        )
     sized = _sized(factors, norm, exponent)
     return RankBounds(lower, sized[0].shape[1], sized)
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """Control over NumPy's linear algebra.
+
+    The matrices here are small: more threads than one gain nothing, and where others compete for
+    the cores they wait for each other for ten times as long as the work takes.
+    """
+    return ThreadpoolController()
 
 
 def _check_tolerances(mse: float | int | None, relative_error: float | None) -> None:
