@@ -9,6 +9,8 @@ import jax
 import large_flows
 import squares
 import startup
+import tensor_rank
+import tensors
 from timing import table
 
 PARTS = {
@@ -17,6 +19,8 @@ PARTS = {
     "flows": flows,
     "squares": squares,
     "large_flows": large_flows,
+    "tensors": tensors,
+    "tensor_rank": tensor_rank,
     "figures": figures,
 }
 

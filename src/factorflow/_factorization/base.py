@@ -26,14 +26,17 @@ class AbstractFactorization(eqx.Module):
         """A pytree of `jax.ShapeDtypeStruct`, the shapes of the factors."""
 
     @property
-    @abc.abstractmethod
     def degree(self) -> int:
-        """How many factors multiply to an entry: scaling all of them scales it to this power."""
+        """How many factors multiply to an entry: scaling all of them scales it to this power.
+
+        With `paths` this is what `product_scale` of an initializer needs; nothing else does.
+        """
+        raise ValueError(_unscaled(self))
 
     @property
-    @abc.abstractmethod
     def paths(self) -> int:
         """How many such products of factors' entries sum to one entry of the product."""
+        raise ValueError(_unscaled(self))
 
     @abc.abstractmethod
     def compose(self, factors: Factors) -> FloatArray:
@@ -50,6 +53,11 @@ class AbstractFactorization(eqx.Module):
     @abc.abstractmethod
     def matrix_chain(self, factors: Factors) -> tuple[FloatArray, ...]:
         """Matrices whose product, last to first, is the product; raises where it is no matrix."""
+
+
+def _unscaled(factorization: AbstractFactorization) -> str:
+    kind = type(factorization).__name__
+    return f"product_scale is not defined for {kind}, which names no paths; give factor_scale=."
 
 
 def integer(name: str, value: Any, counted: str) -> int:

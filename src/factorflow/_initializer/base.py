@@ -74,7 +74,11 @@ def factor_scale_for(
     numbers, `paths` of them, and has standard deviation
     $\text{factor\_scale}^\text{degree} \sqrt{\text{paths}}$.
     """
-    return (product_scale / math.sqrt(factorization.paths)) ** (1 / factorization.degree)
+    paths, power = factorization.paths, 1 / factorization.degree
+    if paths.bit_length() > 1000:
+        # Beyond what a float holds, as at order 784.
+        return product_scale**power * math.exp(-math.log(paths) * power / 2)
+    return (product_scale / math.sqrt(paths)) ** power
 
 
 def with_determinant(
