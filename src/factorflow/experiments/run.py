@@ -28,7 +28,7 @@ _SMALL_FLOW_WIDTHS = (8, 32)
 _FLOW_WIDTHS = (1, 2, 4, 8, 16, 32)
 _SMALL_DIM = 3
 # A lane of large factors costs what it costs alone too, and lanes that have ended still cost it.
-_LARGE_WIDTHS = ((1024, (4, 16)), (8192, (2,)))
+_LARGE_WIDTHS = ((1024, (4, 8)), (8192, (2,)))
 
 
 class _Chunk(NamedTuple):
