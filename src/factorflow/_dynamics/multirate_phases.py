@@ -198,7 +198,7 @@ class Phases:
         product, pull = jax.vjp(self.compose, y)
         force = self.force(product)
         (velocity,) = pull(force)
-        norms = _component_norms(y)
+        norms = self.fz.component_norms(y)
         # Of a quadratic loss, twice over the gradient is the residual, whatever its normalization.
         residual = _ratio(2 * state.loss, tree_norm(force))
         ascending = jnp.cumsum(jnp.sort(norms))
@@ -225,7 +225,7 @@ class Phases:
 
     def survey_small(self, state: MultirateState) -> MultirateState:
         """After a slow step: whether the small components still are."""
-        norms = jnp.where(self._large(state), 0, _component_norms(state.every.y))
+        norms = jnp.where(self._large(state), 0, self.fz.component_norms(state.every.y))
         # That at the beginning of the phase: the loss moves with what escapes.
         residual = _ratio(2 * state.clock.growth_loss, tree_norm(state.apart))
         escaped = jnp.sum(norms) > self.flow.tolerance * residual
@@ -357,11 +357,6 @@ def merged(state: MultirateState) -> Factors:
         factor.at[:, state.chosen].set(jnp.where(used, alone, factor[:, state.chosen]))
         for factor, alone in zip(state.every.y, state.few.y, strict=True)
     )
-
-
-def _component_norms(factors: Factors) -> FloatArray:
-    sizes = [jnp.sqrt(jnp.sum(factor**2, axis=0)) for factor in factors]
-    return jnp.prod(jnp.stack(sizes), axis=0)
 
 
 def _growth(factors: Factors, velocity: Factors) -> FloatArray:

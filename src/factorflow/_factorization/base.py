@@ -62,8 +62,12 @@ def _unscaled(factorization: AbstractFactorization) -> str:
 
 def integer(name: str, value: Any, counted: str) -> int:
     """A whole number, or a `ValueError` that says what it counts."""
-    if not math.isfinite(value) or int(value) != value:
-        raise ValueError(f"{name} counts {counted}: integers, got {value}.")
+    try:
+        whole = math.isfinite(value) and int(value) == value
+    except (TypeError, ValueError):
+        whole = False  # no number at all
+    if not whole:
+        raise ValueError(f"{name} counts {counted}: integers, got {value!r}.")
     return int(value)
 
 
@@ -79,9 +83,9 @@ def tensor_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def refuse_too_large(numbers: int, what: str, remedy: str) -> None:
+def refuse_too_large(count: int, what: str, remedy: str) -> None:
     """Refuse factors that this machine's memory cannot hold, before anything is allocated."""
-    needed = 8 * numbers
+    needed = 8 * count
     if needed > _memory():
         # Numbers of hundreds of digits say less than their logarithm.
         size = str(needed) if needed < 2**63 else f"2^{needed.bit_length() - 1}"

@@ -105,6 +105,11 @@ class CP(AbstractFactorization):
     def entries(self, factors: Factors, indices) -> FloatArray:
         return entries(tuple(factors), indices)
 
+    def component_norms(self, factors: Factors) -> FloatArray:
+        r"""$\prod_k \|a_r^k\|$, the Frobenius norm of every component."""
+        sizes = [jnp.sqrt(jnp.sum(factor**2, axis=0)) for factor in factors]
+        return jnp.prod(jnp.stack(sizes), axis=0)
+
     def conserved(self, factors: Factors) -> tuple[FloatArray, ...]:
         r"""$\|a_r^{k+1}\|^2 - \|a_r^k\|^2$ for every component: N - 1 vectors of length R."""
         squares = [jnp.sum(factor**2, axis=0) for factor in factors]

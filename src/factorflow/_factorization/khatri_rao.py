@@ -15,7 +15,7 @@ from jax import lax
 
 from factorflow._types import FloatArray
 
-__all__ = ["dense", "entries", "khatri_rao", "pullback"]
+__all__ = ["dense", "entries", "khatri_rao", "picked", "pullback"]
 
 # Up to this size of a mode, rows are picked and added by multiplication with a one-hot matrix: on
 # CPU a scatter costs as much as multiplications with some tens of numbers.
@@ -103,7 +103,7 @@ def _prefixes(stacked: FloatArray, indices: jax.Array) -> tuple[FloatArray, Floa
     ones = jnp.ones((indices.shape[0], stacked.shape[2]), stacked.dtype)
     # Modes one after the other: the compilation of an unrolled loop would grow with the order.
     return lax.scan(
-        lambda prefix, mode: (prefix * _rows(*mode), prefix), ones, (stacked, indices.T)
+        lambda prefix, mode: (prefix * picked(*mode), prefix), ones, (stacked, indices.T)
     )
 
 
@@ -120,7 +120,7 @@ def _entries_backward(saved, cotangent):
         factor, places, prefix = mode
         gradient = _add_rows(factor.shape[0], places, prefix * suffix)
         # Rows are gathered once more rather than kept: half of the memory.
-        return suffix * _rows(factor, places), gradient
+        return suffix * picked(factor, places), gradient
 
     weight = jnp.broadcast_to(cotangent[:, None], prefixes.shape[1:])
     _, gradients = lax.scan(multiply, weight, (stacked, indices.T, prefixes), reverse=True)
@@ -142,7 +142,8 @@ def _stacked(factors: tuple[FloatArray, ...]) -> FloatArray:
     return jnp.concatenate(lax.optimization_barrier(groups)) if len(groups) > 1 else groups[0]
 
 
-def _rows(factor: FloatArray, places: jax.Array) -> FloatArray:
+def picked(factor: FloatArray, places: jax.Array) -> FloatArray:
+    """`factor[places]`, in the way whose gradient is cheap."""
     if factor.shape[0] > _ONE_HOT:
         return factor[places]
     return jax.nn.one_hot(places, factor.shape[0], dtype=factor.dtype) @ factor

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from factorflow._factorization.base import AbstractFactorization, refuse_too_large, tensor_shape
+from factorflow._factorization.khatri_rao import picked
 from factorflow._factorization.tensor_train import checked_ranks
 from factorflow._product import no_matrix
 from factorflow._types import Factors, FloatArray
@@ -16,9 +17,6 @@ __all__ = ["Tucker"]
 
 # NumPy's arrays have up to 64 dimensions, and stacks of cores one more than a core.
 _LARGEST_ORDER = 63
-# Up to this size of a mode, rows are picked by multiplication with a one-hot matrix: on CPU the
-# scatter that a gather's gradient needs costs more.
-_ONE_HOT = 32
 
 
 class Tucker(AbstractFactorization):
@@ -113,7 +111,7 @@ class Tucker(AbstractFactorization):
 
     def entries(self, factors: Factors, indices) -> FloatArray:
         core, *matrices = factors
-        rows = [_rows(u, places) for u, places in zip(matrices, indices.T, strict=True)]
+        rows = [picked(u, places) for u, places in zip(matrices, indices.T, strict=True)]
         # The core as a matrix between two groups of modes: per entry no more numbers are made than
         # that matrix has rows and columns.
         split = min(range(1, core.ndim), key=lambda n: sum(_matrix_shape(core.shape, n)))
@@ -140,12 +138,6 @@ class Tucker(AbstractFactorization):
 
 def _matrix_shape(shape: tuple[int, ...], split: int) -> tuple[int, int]:
     return math.prod(shape[:split]), math.prod(shape[split:])
-
-
-def _rows(matrix: FloatArray, places: jax.Array) -> FloatArray:
-    if matrix.shape[0] > _ONE_HOT:
-        return matrix[places]
-    return jax.nn.one_hot(places, matrix.shape[0], dtype=matrix.dtype) @ matrix
 
 
 def _row_products(rows: list[FloatArray]) -> FloatArray:

@@ -106,9 +106,7 @@ def _unfolded_singular_values(snapshot: Snapshot) -> list[FloatArray]:
 
 
 def _component_norms(snapshot: Snapshot, name: str) -> FloatArray:
-    _cp(snapshot, name)
-    sizes = [jnp.sqrt(jnp.sum(factor**2, axis=0)) for factor in snapshot.factors]
-    return jnp.prod(jnp.stack(sizes), axis=0)
+    return _cp(snapshot, name).component_norms(snapshot.factors)
 
 
 def _cp(snapshot: Snapshot, name: str) -> CP:

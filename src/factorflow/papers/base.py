@@ -96,7 +96,10 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """A paper: its figures, how to cite it, and what to know when comparing with it."""
+    """A paper: its figures, how to cite it, and what to know when comparing with it.
+
+    `durations` says by scale how long all of it takes on two cores, as measured.
+    """
 
     name: str
     title: str
@@ -104,6 +107,7 @@ class Paper:
     citation: str
     figures: tuple[Figure, ...]
     notes: tuple[str, ...] = ()
+    durations: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def figure(self, name: str) -> Figure:
         """The figure of that name."""

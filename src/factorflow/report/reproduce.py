@@ -78,7 +78,7 @@ def reproduce(
     if not chosen:
         raise ValueError(f"These figures have no runs at scale {scale!r}; choose another scale.")
     missing = _missing(wanted.values(), store)
-    say(_announce(wanted, missing, scale))
+    say(_announce(wanted, missing, scale, paper.durations))
     drawn: dict[str, ReportFigure] = {}
     checked: dict[str, list[Verdict]] = {}
     for figure, dataset in _computed(chosen, wanted, store, progress):
@@ -160,17 +160,14 @@ def _missing(groups: Iterable[list[Experiment]], store: Store) -> int:
     return sum(key not in store for key in keys)
 
 
-def _announce(wanted: Mapping[str, list[Experiment]], missing: int, scale: str) -> str:
+def _announce(
+    wanted: Mapping[str, list[Experiment]], missing: int, scale: str, durations: Mapping[str, str]
+) -> str:
     total = len({e.key() for group in wanted.values() for e in group})
-    # Measured on two cores: a minute at quick scale, about seven at the paper's, hours beyond.
-    estimate = {
-        "quick": "about a minute",
-        "paper": "five to ten minutes",
-        "beyond": "an hour or more",
-    }
     if not missing:
         return f"all {total} runs are in the store; figures and claims are made anew"
-    return f"{missing} of {total} runs to do at scale {scale!r}: {estimate[scale]} on two cores"
+    estimate = f"; all figures take {durations[scale]} on two cores" if scale in durations else ""
+    return f"{missing} of {total} runs to do at scale {scale!r}{estimate}"
 
 
 def _draw(figure: Figure, dataset: "xr.Dataset", folder: Path, overlays: Overlays) -> ReportFigure:

@@ -36,20 +36,6 @@ QUICK_STEPS = {5e-2: 3_000, 1e-2: 12_000}
 # not shrink, the rate itself takes runs off plateaus: from 1e-2, a rate of 1e-2 has brought up two
 # components after 5000 iterations, and 1e-1 all five after 3400.
 RATES = {"squared": 1e-2, "absolute": 1e-1, "huber": 1e-2}
-# The papers' 1e-6 holds steps back where gradients are small: under the squared loss from 1e-2 the
-# fifth component then rises at iteration 3100 instead of 1900, and the first at 900 instead of 90.
-EPS = {
-    "squared": {1e-1: 3_000, 5e-2: 3_000, 1e-2: 3_000, 5e-3: 6_000},
-    "absolute": {1e-1: 1_000, 5e-2: 1_000, 1e-2: 6_000, 5e-3: 12_000},
-    "huber": {1e-1: 3_000, 5e-2: 4_000, 1e-2: 4_000, 5e-3: 9_000},
-}
-QUICK_STEPS = {5e-2: 3_000, 1e-2: 12_000}
-
-# Times the unit of the factors. What bounds the steps is curvature: the rate sets how far descent
-# bounces about the valley, not how fast it goes along. Under the absolute loss, whose gradient does
-# not shrink, the rate itself takes runs off plateaus: from 1e-2, a rate of 1e-2 has brought up two
-# components after 5000 iterations, and 1e-1 all five after 3400.
-RATES = {"squared": 1e-2, "absolute": 1e-1, "huber": 1e-2}
 # Gradients on plateaus are near 1e-6, the papers' value, which holds the steps back there: squared
 # loss from 1e-2 then takes 3200 iterations instead of 2000, and the first component 900 instead
 # of 90. From 1e-9 on, eps has no influence.
