@@ -3,6 +3,7 @@
 import functools
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import factorflow as ff
 import factorflow._problem.completion as completion_module
 from factorflow._certificate import VERDICTS
+from factorflow._dynamics.multirate_phases import FULL, SLOW, Phases
 from factorflow._follow import follow
 from factorflow._spec import prepare
 from factorflow.experiments import Experiment, RandomLowRankTask
@@ -339,3 +341,29 @@ def test_a_product_too_large_to_be_made_is_refused(monkeypatch):
     monkeypatch.setattr(completion_module, "_DENSE_ENTRIES", 7)
     with pytest.raises(ValueError, match=r"too large at \(2, 2, 2\)"):
         resolve(CUBE)()
+
+
+@pytest.mark.parametrize(("share", "following"), [(0.5, SLOW), (2.0, FULL)])
+def test_what_escapes_is_judged_by_the_residual_before_it_did(share, following):
+    """On the loss of the moment it would hide: an escape from a small residual raises the loss."""
+    fz = ff.CP((2, 2, 2), rank=1)
+    small = on_device([np.full((2, 1), 1e-1)] * 3)
+    made = ff.Completion((2, 2, 2), [(0, 0, 0), (1, 1, 1)], [1.0, 1.0], normalization="mean")
+    flow = ff.MultirateFlow(tolerance=1e-2).resolve(made, fz, small)
+    state = flow.init(made, fz, small, jax.random.key(0))
+    norm = float(fz.component_norms(small)[0])
+    # The mean of two squares of r / sqrt(2) has a gradient of size r, so 2 loss / size is r.
+    residual = norm / (1e-2 * share)
+    force = np.zeros((2, 2, 2))
+    force[0, 0, 0] = residual
+    on_plateau = eqx.tree_at(
+        lambda s: (s.phase, s.count, s.apart, s.clock.growth_loss, s.loss),
+        state,
+        jax.tree.map(
+            lambda value, like: jnp.asarray(value, like.dtype),
+            (SLOW, 0, force, residual**2 / 2, 1e6 * residual**2),
+            (state.phase, state.count, state.apart, state.loss, state.loss),
+        ),
+    )
+    judged = Phases(flow, made, fz).survey_small(on_plateau)
+    assert int(judged.following) == following
