@@ -228,8 +228,15 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *runs)
     least = 1 if specs[0].dynamics.alone else max(width, 2)
     padded = [*specs, *[specs[0]] * (least - len(specs))]
-    stacked = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *padded
-    )
+    stacked = jax.tree.map(_stacked, *padded)
     batched = jax.block_until_ready(_call(stacked))
     return jax.tree.map(lambda leaf: leaf[: len(specs)], jax.device_get(batched))
+
+
+def _stacked(*leaves: Any) -> Any:
+    if not eqx.is_array(leaves[0]):
+        return leaves[0]
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) or leaves[0].weak_type:
+        return jnp.stack(leaves)  # NumPy knows neither
+    # In NumPy: JAX would compile a kernel for every shape and number of runs.
+    return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))

@@ -30,6 +30,9 @@ _SMALL_DIM = 3
 # A lane of large factors costs what it costs alone too, and lanes that have ended still cost it.
 _LARGE_WIDTHS = ((1024, (4, 8)), (8192, (2,)))
 
+# Followed one by one, but a file for each would take longer to read than to draw.
+_ALONE_WIDTHS = (1, 2, 4)
+
 
 class _Chunk(NamedTuple):
     group: Hashable
@@ -117,12 +120,15 @@ def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
 
 def _widths(spec: RunSpec) -> tuple[int, ...]:
     if spec.dynamics.alone:
-        return (1,)
+        return _ALONE_WIDTHS
     if not spec.dynamics.continuous:
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(spec.factors))
-        large = [widths for least, widths in _LARGE_WIDTHS if numbers >= least]
+        large = [widths for least, widths in _LARGE_WIDTHS if _numbers(spec) >= least]
         return large[-1] if large else _WIDTHS
     return _SMALL_FLOW_WIDTHS if max(spec.problem.shape) <= _SMALL_DIM else _FLOW_WIDTHS
+
+
+def _numbers(spec: RunSpec) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(spec.factors))
 
 
 def _width(runs: int, size: int, widths: tuple[int, ...]) -> int:
@@ -140,12 +146,12 @@ def _width(runs: int, size: int, widths: tuple[int, ...]) -> int:
 def _drain(
     chunks: list[_Chunk], pool: Executor, at_once: int, store: Store, bar: "tqdm.tqdm"
 ) -> None:
-    # A structure's first chunk compiles for all of them: the others wait for it, and come next,
-    # so that what was asked for first is there first.
+    # A structure's first chunk compiles for all of them: the others wait for it, and come next.
+    # What takes longest begins first, so that no core waits for it at the end.
     waiting: dict[Hashable, list[_Chunk]] = {}
     for chunk in chunks:
         waiting.setdefault(chunk.group, []).append(chunk)
-    ready = deque(group.pop(0) for group in waiting.values())
+    ready = deque(sorted((group.pop(0) for group in waiting.values()), key=_cost, reverse=True))
     running: dict[Future, _Chunk] = {}
     while ready or running:
         while ready and len(running) < at_once:
@@ -160,6 +166,12 @@ def _drain(
             bar.update(len(chunk.experiments))
             _return_memory()
             ready.extendleft(reversed(waiting.pop(chunk.group, [])))
+
+
+def _cost(chunk: _Chunk) -> tuple[bool, int]:
+    """Orders structures by what they take to compile and run: flows, and large factors, most."""
+    spec = chunk.specs[0]
+    return spec.dynamics.continuous, _numbers(spec)
 
 
 def _timed(chunk: _Chunk) -> tuple[Trajectory, float]:

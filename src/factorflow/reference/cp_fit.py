@@ -9,6 +9,7 @@ arrays are too small, and their shapes too many, for a compiler to pay off.
 import math
 
 import numpy as np
+from scipy.linalg.lapack import dposv
 
 from factorflow.reference.unfoldings import mode_spaces
 
@@ -254,7 +255,7 @@ class _NormalEquations:
         np.einsum("ii->i", self.schur)[...] += added
         ahead = (self.descent[0] @ self.basis).reshape(-1)
         right = np.concatenate([part.reshape(-1) for part in self.descent[1:]])
-        others = np.linalg.solve(self.schur, right - (weights * ahead) @ self.rotated)
+        others = _solve_positive(self.schur, right - (weights * ahead) @ self.rotated)
         first = weights * (ahead - self.rotated @ others)
         parts = np.split(others, self.ends[1:-1])
         return [
@@ -279,6 +280,15 @@ class _NormalEquations:
         inner = self._gram_without(n, m)[:, None, :] * self.factors[m].T[:, :, None]
         left = self.factors[n][:, None, None, :]
         np.multiply(inner, left, out=self._as_block(matrix, n, m))
+
+
+def _solve_positive(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution for a symmetric positive definite matrix, or for what rounding has left of it.
+
+    Cholesky's method takes half the operations of elimination.
+    """
+    _, solution, failure = dposv(matrix.T, right, lower=True)
+    return np.linalg.solve(matrix, right) if failure else solution
 
 
 def _hopeless(errors: list[float], target: float, iterations: int) -> bool:

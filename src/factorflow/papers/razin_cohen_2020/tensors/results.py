@@ -1,12 +1,16 @@
 """What is computed from finished runs: tensor ranks of their products, and the linear baseline."""
 
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from factorflow.experiments import Experiment
 from factorflow.papers.razin_cohen_2020.tensors.settings import MSE
-from factorflow.reference import RankBounds, cp_rank
+from factorflow.reference import cp_rank
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,14 +28,14 @@ def derive(dataset: "xr.Dataset", experiments: list[Experiment]) -> "xr.Dataset"
     thousands of entries are in the store.
     """
     products = np.asarray(dataset["product"])[:, 0]
+    first = {_data(experiment): experiment for experiment in reversed(experiments)}
+    filled = {name: _baseline(experiment) for name, experiment in first.items()}
     # A run that failed has no product.
-    ranks = [cp_rank(p, mse=MSE) if np.all(np.isfinite(p)) else None for p in products]
-    baselines: dict[tuple, tuple[float, RankBounds]] = {}
-    for experiment in experiments:
-        name = _data(experiment)
-        if name not in baselines:
-            baselines[name] = _baseline(experiment)
-    errors, bounds = zip(*(baselines[_data(experiment)] for experiment in experiments), strict=True)
+    ranks = _each(lambda p: cp_rank(p, mse=MSE) if np.all(np.isfinite(p)) else None, products)
+    found = _each(lambda f: cp_rank(f[0], mse=MSE, max_fits=BASELINE_FITS), filled.values())
+    baselines = dict(zip(filled, found, strict=True))
+    errors = [filled[_data(experiment)][1] for experiment in experiments]
+    bounds = [baselines[_data(experiment)] for experiment in experiments]
 
     def column(values):
         return "run", np.asarray(values, float)
@@ -54,8 +58,17 @@ def _data(experiment: Experiment) -> tuple:
     return experiment.task, experiment.seed
 
 
-def _baseline(experiment: Experiment) -> tuple[float, RankBounds]:
+def _baseline(experiment: Experiment) -> tuple[np.ndarray, float]:
+    """The observed entries with zeros elsewhere, and their relative error."""
     problem = experiment.problem()
     observed, target = (np.asarray(x) for x in (problem.observed_entries(), problem.target))  # pyright: ignore[reportAttributeAccessIssue]
     error = np.linalg.norm(observed - target) / np.linalg.norm(target)
-    return float(error), cp_rank(observed, mse=MSE, max_fits=BASELINE_FITS)
+    return observed, float(error)
+
+
+def _each(function: Callable, values: Iterable) -> list:
+    """The function of every value, on all cores: most of it is linear algebra, which lets go."""
+    # One thread per product of matrices. Set here for all: a limit that ends while another is on
+    # would lift or keep that one too.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, values))
