@@ -9,7 +9,7 @@ import numpy as np
 from timing import Row
 
 import factorflow as ff
-from factorflow.reference.minimum_norm import MinimumNorm, minimum_norm
+from factorflow.reference.solutions.norms import MinimumNorm, minimum_norm
 
 
 def measure() -> list[Row]:

@@ -7,6 +7,7 @@ import figures
 import flows
 import jax
 import large_flows
+import minimum_norm
 import squares
 import startup
 import tensor_rank
@@ -21,6 +22,7 @@ PARTS = {
     "large_flows": large_flows,
     "tensors": tensors,
     "tensor_rank": tensor_rank,
+    "minimum_norm": minimum_norm,
     "figures": figures,
 }
 

@@ -50,8 +50,13 @@ if TYPE_CHECKING:
     from factorflow._results import RESULTS as RESULTS
     from factorflow._simulate import simulate as simulate
     from factorflow._trajectory import Trajectory as Trajectory
+    from factorflow.analysis import Minimized as Minimized
+    from factorflow.analysis import what_is_minimized as what_is_minimized
     from factorflow.reference import RankBounds as RankBounds
     from factorflow.reference import cp_rank as cp_rank
+    from factorflow.reference import minimum_norm as minimum_norm
+    from factorflow.reference import observation_graph as observation_graph
+    from factorflow.reference import solution_ranks as solution_ranks
 
 _HOMES = {
     "_certificate": ("Certificate",),
@@ -84,7 +89,14 @@ _HOMES = {
     "_results": ("RESULTS",),
     "_simulate": ("simulate",),
     "_trajectory": ("Trajectory",),
-    "reference": ("RankBounds", "cp_rank"),
+    "analysis": ("Minimized", "what_is_minimized"),
+    "reference": (
+        "RankBounds",
+        "cp_rank",
+        "minimum_norm",
+        "observation_graph",
+        "solution_ranks",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = ("analysis", "experiments", "papers", "reference", "report", "drawing")

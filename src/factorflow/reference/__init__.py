@@ -1,6 +1,6 @@
-"""What to hold experiments against: bounds, the loss frontier, asymptotic laws, tensor ranks.
+"""What to hold experiments against: bounds, asymptotic laws, least solutions, tensor ranks.
 
-Nothing here simulates anything, and nothing here depends on the rest of factorflow.
+Nothing here simulates anything, and nothing here depends on more of factorflow than problems.
 """
 
 from factorflow.reference._bound import BIBTEX as BIBTEX
@@ -22,6 +22,18 @@ from factorflow.reference.slow_manifold import perturbed_entry_limit as perturbe
 from factorflow.reference.slow_manifold import slow_manifold_entry as slow_manifold_entry
 from factorflow.reference.slow_manifold import slow_manifold_log_sigma2 as slow_manifold_log_sigma2
 from factorflow.reference.slow_manifold import slow_manifold_time as slow_manifold_time
+from factorflow.reference.solutions import EffectiveRankBounds as EffectiveRankBounds
+from factorflow.reference.solutions import LocalUniqueness as LocalUniqueness
+from factorflow.reference.solutions import MinimumNorm as MinimumNorm
+from factorflow.reference.solutions import ObservationGraph as ObservationGraph
+from factorflow.reference.solutions import SolutionRanks as SolutionRanks
+from factorflow.reference.solutions import SolutionSet as SolutionSet
+from factorflow.reference.solutions import infimal_effective_rank as infimal_effective_rank
+from factorflow.reference.solutions import local_uniqueness as local_uniqueness
+from factorflow.reference.solutions import minimum_norm as minimum_norm
+from factorflow.reference.solutions import observation_graph as observation_graph
+from factorflow.reference.solutions import require_solutions as require_solutions
+from factorflow.reference.solutions import solution_ranks as solution_ranks
 from factorflow.reference.tensor_rank import RankBounds as RankBounds
 from factorflow.reference.tensor_rank import cp_rank as cp_rank
 from factorflow.reference.trajectories import REFERENCE_FLOWS as REFERENCE_FLOWS

@@ -9,7 +9,7 @@ arrays are too small, and their shapes too many, for a compiler to pay off.
 import math
 
 import numpy as np
-from scipy.linalg.lapack import dposv
+from scipy.linalg.lapack import dposv  # pyright: ignore[reportAttributeAccessIssue]
 
 from factorflow.reference.unfoldings import mode_spaces
 

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from factorflow._problem import AbstractProblem, Completion
 from factorflow.reference._inputs import require_at_least
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["LocalUniqueness", "ObservationGraph", "local_uniqueness", "observation_graph"]
 
@@ -137,7 +137,7 @@ def observation_graph(problem: AbstractProblem) -> ObservationGraph:
 
         ```python
         >>> import factorflow as ff
-        >>> from factorflow.reference.observation_graph import observation_graph
+        >>> from factorflow.reference import observation_graph
         >>> problem = ff.Completion((3, 3), [[0, 0], [1, 1], [1, 2]], [1.0, 2.0, 3.0])
         >>> graph = observation_graph(problem)
         >>> graph.count, graph.connected, graph.disconnected_complete
@@ -229,7 +229,7 @@ def local_uniqueness(
 
         ```python
         >>> import factorflow as ff
-        >>> from factorflow.reference.observation_graph import local_uniqueness
+        >>> from factorflow.reference import local_uniqueness
         >>> problem = ff.Completion((2, 2), [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0])
         >>> local_uniqueness(problem, 1).unique, local_uniqueness(problem, 2).freedom
         (True, 1)

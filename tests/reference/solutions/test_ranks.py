@@ -9,8 +9,8 @@ import pytest
 from scipy.optimize import least_squares, minimize_scalar
 
 import factorflow as ff
-from factorflow.reference.solution_ranks import infimal_effective_rank, solution_ranks
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions.ranks import infimal_effective_rank, solution_ranks
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 HIDDEN = np.nan
 

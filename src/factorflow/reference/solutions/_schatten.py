@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from factorflow.reference._certified import schatten
-from factorflow.reference.solution_set import SolutionSet, secular_multiplier
+from factorflow.reference.solutions._certified import schatten
+from factorflow.reference.solutions.solution_set import SolutionSet, secular_multiplier
 
 __all__ = ["smallest_quasi_norm"]
 

@@ -8,11 +8,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from factorflow.reference._rank_fits import Model, Path, fit, model_of, starts_of
-from factorflow.reference._rank_lower import block_rank, staircase_rank
-from factorflow.reference._rank_minors import rank_one_by_minors
-from factorflow.reference._rank_one import RankOne, rank_one
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions._rank_fits import Model, Path, fit, model_of, starts_of
+from factorflow.reference.solutions._rank_lower import block_rank, staircase_rank
+from factorflow.reference.solutions._rank_minors import rank_one_by_minors
+from factorflow.reference.solutions._rank_one import RankOne, rank_one
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["LowerBounds", "RankFit", "Search"]
 

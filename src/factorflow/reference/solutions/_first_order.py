@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow.reference._certified import Found, dual_bound, norm_of
-from factorflow.reference._extrapolation import Extrapolation
-from factorflow.reference._splitting import Affine, Steps, steps
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions._certified import Found, dual_bound, norm_of
+from factorflow.reference.solutions._extrapolation import Extrapolation
+from factorflow.reference.solutions._splitting import Affine, Steps, steps
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["by_splitting"]
 

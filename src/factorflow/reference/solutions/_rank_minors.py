@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
 
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["MinorProof", "rank_one_by_minors"]
 

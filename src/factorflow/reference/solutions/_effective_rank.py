@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from factorflow.reference._rank_fits import Measurements, fit
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions._rank_fits import Measurements, fit
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["effective_rank", "lowest_effective_rank", "lowest_given_distance", "rank_one_direction"]
 

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from factorflow._problem import AbstractProblem
-from factorflow.reference._effective_rank import (
+from factorflow.reference._inputs import require_at_least
+from factorflow.reference.solutions._effective_rank import (
     effective_rank,
     lowest_effective_rank,
     lowest_given_distance,
     rank_one_direction,
 )
-from factorflow.reference._inputs import require_at_least
-from factorflow.reference._rank_minors import rank_one_by_minors
-from factorflow.reference._rank_search import LowerBounds, RankFit, Search
-from factorflow.reference.solution_set import SolutionSet, require_solutions
+from factorflow.reference.solutions._rank_minors import rank_one_by_minors
+from factorflow.reference.solutions._rank_search import LowerBounds, RankFit, Search
+from factorflow.reference.solutions.solution_set import SolutionSet, require_solutions
 
 __all__ = [
     "EffectiveRankBounds",
@@ -151,7 +151,7 @@ def solution_ranks(
 
         ```python
         >>> import factorflow as ff
-        >>> from factorflow.reference.solution_ranks import solution_ranks
+        >>> from factorflow.reference import solution_ranks
         >>> ranks = solution_ranks(ff.razin_cohen_problem())
         >>> ranks.minimal_lower, ranks.minimal_upper, ranks.infimal_lower, ranks.infimal_upper
         (2, 2, 1, 1)
@@ -256,7 +256,7 @@ def infimal_effective_rank(
 
         ```python
         >>> import factorflow as ff
-        >>> from factorflow.reference.solution_ranks import infimal_effective_rank
+        >>> from factorflow.reference import infimal_effective_rank
         >>> bounds = infimal_effective_rank(ff.razin_cohen_problem())
         >>> bounds.lower, bounds.upper, bounds.attained, bounds.product.tolist()
         (1.0, 1.0, False, [[1.0, 0.0], [0.0, 0.0]])

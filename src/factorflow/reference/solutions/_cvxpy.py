@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 
-from factorflow.reference._certified import Found, dual_bound, norm_of
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions._certified import Found, dual_bound, norm_of
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["by_cvxpy"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["Found", "dual_bound", "norm_of", "schatten"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 __all__ = ["Measurements", "Model", "Path", "fit", "model_of", "starts_of"]
 

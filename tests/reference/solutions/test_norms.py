@@ -11,10 +11,10 @@ import pytest
 import scipy.optimize
 
 import factorflow as ff
-from factorflow.reference._extrapolation import Extrapolation
-from factorflow.reference._splitting import Affine, steps
-from factorflow.reference.minimum_norm import minimum_norm
-from factorflow.reference.solution_set import SolutionSet
+from factorflow.reference import minimum_norm
+from factorflow.reference.solutions._extrapolation import Extrapolation
+from factorflow.reference.solutions._splitting import Affine, steps
+from factorflow.reference.solutions.solution_set import SolutionSet
 
 NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm", "schatten_norm[3]")
 EXPONENTS = {"nuclear_norm": 1, "frobenius_norm": 2, "spectral_norm": np.inf}

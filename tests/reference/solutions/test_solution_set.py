@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 
 import factorflow as ff
-from factorflow.reference.solution_set import SolutionSet, require_solutions
+from factorflow.reference.solutions.solution_set import SolutionSet, require_solutions
 
 GENERATOR = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow.reference.observation_graph import local_uniqueness, observation_graph
+from factorflow.reference.solutions.graph import local_uniqueness, observation_graph
 
 
 def completion(mask, **options):

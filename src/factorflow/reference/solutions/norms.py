@@ -17,12 +17,12 @@ from threadpoolctl import threadpool_limits
 
 from factorflow._names import named
 from factorflow._problem import AbstractProblem
-from factorflow.reference._certified import dual_bound
-from factorflow.reference._cvxpy import by_cvxpy
-from factorflow.reference._first_order import by_splitting
 from factorflow.reference._inputs import require_at_least
-from factorflow.reference._schatten import smallest_quasi_norm
-from factorflow.reference.solution_set import SolutionSet, require_solutions
+from factorflow.reference.solutions._certified import dual_bound
+from factorflow.reference.solutions._cvxpy import by_cvxpy
+from factorflow.reference.solutions._first_order import by_splitting
+from factorflow.reference.solutions._schatten import smallest_quasi_norm
+from factorflow.reference.solutions.solution_set import SolutionSet, require_solutions
 
 __all__ = ["MinimumNorm", "minimum_norm"]
 
@@ -120,7 +120,7 @@ def minimum_norm(
 
         ```python
         >>> import factorflow as ff
-        >>> from factorflow.reference.minimum_norm import minimum_norm
+        >>> from factorflow.reference import minimum_norm
         >>> least = minimum_norm(ff.razin_cohen_problem(), "nuclear_norm")
         >>> round(least.value, 6), round(least.lower, 6), least.certified
         (2.0, 2.0, True)

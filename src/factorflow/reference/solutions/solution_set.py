@@ -48,7 +48,7 @@ class SolutionSet:
         ```python
         >>> import numpy as np
         >>> import factorflow as ff
-        >>> from factorflow.reference.solution_set import SolutionSet
+        >>> from factorflow.reference import SolutionSet
         >>> solutions = SolutionSet.of(ff.razin_cohen_problem())
         >>> solutions.dimension, solutions.inconsistency
         (1, 0.0)

@@ -1,0 +1,297 @@
+"""Norms and ranks of the flows' limits against their minima over the solutions."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from factorflow._problem import AbstractProblem
+from factorflow.analysis._limits import Limit, limit_in_loss, limit_in_scale, vanishing_in_scale
+from factorflow.analysis._runs import Runs
+from factorflow.reference import (
+    EffectiveRankBounds,
+    MinimumNorm,
+    SolutionRanks,
+    infimal_effective_rank,
+    minimum_norm,
+    solution_ranks,
+)
+
+__all__ = ["Minima", "Quantity", "judge_norms", "judge_ranks"]
+
+# A minimum of a norm is known if its interval is this narrow, relative to what is asked.
+_KNOWN = 0.1
+_EXPONENTS = {"nuclear_norm": 1.0, "frobenius_norm": 2.0, "spectral_norm": math.inf}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quantity:
+    """A norm or a rank: the limit that training attains, and the lowest value of any solution.
+
+    **Attributes:**
+
+    - `name`: a measure's name, or `"rank"`.
+    - `limit`, `limit_error`: median over seeds; infinite where it diverges.
+    - `infimum_lower`, `infimum_upper`: an interval of the infimum over the solutions.
+    - `attained`: whether a solution attains it; `None` if that is not known.
+    - `ratio`: `limit / infimum_upper`.
+    - `status`: see `what_is_minimized`.
+    - `loss_slope`: the largest slope of its logarithm against that of the loss, of all runs.
+    - `trend`: change of the ratio's excess over 1 from the first scale to the last, as a power of
+        the scale: positive where it falls with the scale.
+    - `ratios`: ratio at the end of every run, shape `(scales, seeds)`.
+    - `decisive`: whether it counts in the verdict: its minimum is known.
+    """
+
+    name: str
+    limit: float
+    limit_error: float
+    infimum_lower: float
+    infimum_upper: float
+    attained: bool | None
+    ratio: float
+    status: str
+    loss_slope: float
+    trend: float
+    ratios: NDArray[np.float64]
+    decisive: bool
+
+    def line(self, width: int) -> str:
+        """A row of the table in text."""
+        known = self.infimum_upper - self.infimum_lower <= 1e-4 * self.infimum_upper
+        infimum = f"{self.infimum_upper:.6g}"
+        if not known:
+            infimum = f"{self.infimum_lower:.5g} .. {self.infimum_upper:.5g}"
+        if self.attained is False:
+            infimum += "*"
+        return (
+            f"{self.name:{width}}  {self.limit:11.6g}  {infimum:>20}  {self.ratio:10.6g}  "
+            f"{self.loss_slope:6.2f}  {self.status}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Minima:
+    """The lowest norms and ranks over the solutions of a problem."""
+
+    norms: dict[str, MinimumNorm]
+    ranks: SolutionRanks
+    effective_rank: EffectiveRankBounds
+    semidefinite: bool
+
+    @classmethod
+    def of(
+        cls,
+        problem: AbstractProblem,
+        norms: Sequence[str],
+        *,
+        semidefinite: bool,
+        say: Callable[[str], None],
+    ) -> "Minima":
+        """Minimize each norm, and bound the ranks."""
+        say(f"solutions of minimum {', '.join(norms)}")
+        found = {
+            norm: minimum_norm(problem, norm, semidefinite=semidefinite and _exponent(norm) >= 1)
+            for norm in norms
+        }
+        say("lowest ranks among the solutions")
+        return cls(found, solution_ranks(problem), infimal_effective_rank(problem), semidefinite)
+
+    @property
+    def size(self) -> float:
+        """The Frobenius norm of the least solution: what singular values are compared with."""
+        return max(float(np.linalg.norm(self.ranks.minimal_product)), np.finfo(float).tiny)
+
+
+def judge_norms(
+    runs: Runs, minima: Minima, scales: Sequence[float], tolerance: float
+) -> list[Quantity]:
+    """Every norm's limit against its minimum."""
+    found = []
+    for name, minimum in minima.norms.items():
+        values = np.exp(_log_norm(runs.log_singular_values, _exponent(name)))
+        limits = _limits(runs, values)
+        over_scales = [
+            limit_in_scale(np.asarray(scales), list(seed)) for seed in zip(*limits, strict=True)
+        ]
+        # A limit of the runs is a solution too: where it is lower, it is the best known.
+        best = minimum.value
+        ends = np.array([[limit.value for limit in row] for row in limits])
+        known = minimum.certified or minimum.value - minimum.lower <= _KNOWN * tolerance * best
+        statuses = [_norm_status(limit, best, known, tolerance) for limit in over_scales]
+        found.append(
+            _quantity(name, over_scales, ends / best, statuses, (minimum.lower, best), True, known)
+        )
+    return found
+
+
+def judge_ranks(
+    runs: Runs, minima: Minima, scales: Sequence[float], tolerance: float
+) -> list[Quantity]:
+    """The limit's rank and effective rank against their infima."""
+    logs = runs.log_singular_values
+    count = logs.shape[-1]
+    # Distances to the matrices of rank k, over the size of the least solution.
+    last = _last_usable(runs)
+    tails = np.stack(
+        [_at(np.exp(_log_norm(logs[..., k:], 2.0)), last) / minima.size for k in range(1, count)]
+        + [np.zeros(last.shape)],
+        axis=-1,
+    )
+    seeds = range(tails.shape[1])
+    vanish = [
+        [vanishing_in_scale(np.asarray(scales), tails[:, seed, k], tolerance) for k in range(count)]
+        for seed in seeds
+    ]
+    ranks = minima.ranks
+    lower, upper = ranks.infimal_lower, ranks.infimal_upper
+    if minima.semidefinite:
+        # Semidefinite solutions may all have a higher rank than others.
+        upper = min(logs.shape[-1], max(upper, ranks.minimal_upper))
+    statuses, limits = [], []
+    for row in vanish:
+        rank = _rank(row)
+        statuses.append(_rank_status(rank, lower, upper, minima.semidefinite))
+        value = float(rank) if rank is not None else np.nan
+        kind = "converges" if rank is not None else "unsettled"
+        limits.append(Limit(kind, value, 0.0 if rank is not None else np.inf))
+    at_runs = np.argmax(tails <= tolerance, axis=-1) + 1.0
+    attained = ranks.attained
+    rank = _quantity("rank", limits, at_runs / upper, statuses, (lower, upper), attained, True)
+    return [rank, _effective_rank(runs, minima, scales, tolerance)]
+
+
+def _effective_rank(
+    runs: Runs, minima: Minima, scales: Sequence[float], tolerance: float
+) -> Quantity:
+    logs = runs.log_singular_values
+    shares = logs - logsumexp(logs, axis=-1, keepdims=True)
+    terms = np.where(np.isfinite(shares), -np.exp(shares) * shares, 0.0)
+    values = np.exp(np.sum(np.where(np.isnan(logs), np.nan, terms), axis=-1))
+    limits = _limits(runs, values)
+    over_scales = [
+        limit_in_scale(np.asarray(scales), list(seed)) for seed in zip(*limits, strict=True)
+    ]
+    bounds = minima.effective_rank
+    statuses = [
+        _norm_status(limit, bounds.upper, bounds.certified, tolerance) for limit in over_scales
+    ]
+    ends = np.array([[limit.value for limit in row] for row in limits]) / bounds.upper
+    interval = bounds.lower, bounds.upper
+    return _quantity(
+        "effective_rank", over_scales, ends, statuses, interval, bounds.attained, False
+    )
+
+
+def _limits(runs: Runs, values: NDArray[np.float64]) -> list[list[Limit]]:
+    """Limits in loss, by scale and seed."""
+    scales, seeds = values.shape[:2]
+    return [
+        [limit_in_loss(runs.losses, values[i, j], runs.usable[i, j]) for j in range(seeds)]
+        for i in range(scales)
+    ]
+
+
+def _over_scales(scales: Sequence[float], limits: list[list[Limit]]) -> list[Limit]:
+    """Limits in scale, by seed."""
+    return [limit_in_scale(np.asarray(scales), list(seed)) for seed in zip(*limits, strict=True)]
+
+
+def _quantity(
+    name: str,
+    limits: list[Limit],
+    ratios: NDArray[np.float64],
+    statuses: list[str],
+    interval: tuple[float, float],
+    attained: bool | None,
+    decisive: bool,
+) -> Quantity:
+    status = statuses[0] if len(set(statuses)) == 1 else "undecided"
+    limit = float(np.median([limit.value for limit in limits]))
+    slopes = [limit.slope for limit in limits]
+    return Quantity(
+        name=name,
+        limit=limit,
+        limit_error=float(np.max([limit.error for limit in limits])),
+        infimum_lower=float(interval[0]),
+        infimum_upper=float(interval[1]),
+        attained=attained,
+        ratio=limit / interval[1],
+        status=status,
+        loss_slope=float(np.max(slopes)),
+        trend=_trend(ratios),
+        ratios=ratios,
+        decisive=decisive,
+    )
+
+
+def _trend(ratios: NDArray[np.float64]) -> float:
+    """By what factor the excess over 1 falls from the first scale to the last; 1 where it stays."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        excess = np.median(np.abs(ratios - 1), axis=1)
+        return float(excess[0] / excess[-1]) if excess[-1] > 0 else np.inf
+
+
+def _norm_status(limit: Limit, best: float, known: bool, tolerance: float) -> str:
+    if limit.kind == "diverges":
+        return "diverges"
+    if limit.kind == "unsettled":
+        return "undecided"
+    excess, error = limit.value / best - 1, limit.error / best
+    if excess - error > tolerance:
+        return "above"
+    if error <= tolerance and excess <= tolerance:
+        return "minimized" if known else "at best known"
+    return "undecided"
+
+
+def _rank(vanish: list[bool | None]) -> int | None:
+    """The rank of a limit whose distances to rank 1, 2, ... vanish or not."""
+    for k, gone in enumerate(vanish, start=1):
+        if gone is None:
+            return None
+        if gone:
+            return k
+    return None
+
+
+def _rank_status(rank: int | None, lower: int, upper: int, semidefinite: bool) -> str:
+    if rank is None:
+        return "undecided"
+    if rank <= lower:
+        return "minimized"
+    if rank > upper:
+        return "undecided" if semidefinite else "above"
+    return "at best known" if rank == upper else "undecided"
+
+
+def _exponent(name: str) -> float:
+    if name in _EXPONENTS:
+        return _EXPONENTS[name]
+    return float(name.removeprefix("schatten_norm[").removesuffix("]"))
+
+
+def _log_norm(logs: NDArray[np.float64], p: float) -> NDArray[np.float64]:
+    """Logarithm of the Schatten-p norm from those of the singular values."""
+    if logs.shape[-1] == 0:
+        return np.full(logs.shape[:-1], -np.inf)
+    if math.isinf(p):
+        return np.max(logs, axis=-1)
+    return logsumexp(p * logs, axis=-1) / p
+
+
+def _last_usable(runs: Runs) -> NDArray[np.intp]:
+    """The last row of every run up to which all can be used; -1 where none can."""
+    first_bad = np.where(
+        np.all(runs.usable, axis=-1), runs.usable.shape[-1], np.argmin(runs.usable, axis=-1)
+    )
+    return first_bad - 1
+
+
+def _at(values: NDArray[np.float64], rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The value in each run's row; NaN where there is none."""
+    taken = np.take_along_axis(values, np.maximum(rows, 0)[..., None], axis=-1)[..., 0]
+    return np.where(rows >= 0, taken, np.nan)

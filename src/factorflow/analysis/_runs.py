@@ -1,0 +1,162 @@
+"""The certified flows behind `what_is_minimized`: one per scale and seed."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from factorflow._certify import follow_certified
+from factorflow._dynamics import AbstractDynamics, GradientFlow
+from factorflow._factorization import AbstractFactorization, DeepMatrix
+from factorflow._initializer import AbstractInitializer, Balanced
+from factorflow._initializer.base import Sign
+from factorflow._observe import AtLosses, Stop
+from factorflow._problem import AbstractProblem
+from factorflow._product import Dense
+from factorflow._spec import RunSpec, prepare
+from factorflow._trajectory import Trajectory
+
+__all__ = ["Runs", "certified_runs", "default_initializer"]
+
+# Rows per decade of loss; the first at a tenth of the loss of the zero matrix.
+_PER_DECADE = 4
+# Up to this size flows are followed in coordinates of their own, all in one batch: a lane costs
+# nothing beside a step. Beyond it these coordinates cost more than all else.
+_SMALL = 3
+# For the factors' own flow, tighter than the default: what drift hides ends what can be certified.
+_RTOL = 1e-10
+_MAX_STEPS = 200_000
+
+
+class Runs(NamedTuple):
+    """What was recorded, with leading axes (scale, seed).
+
+    `losses` has shape (rows,), `log_singular_values` (..., rows, values), `usable` (..., rows):
+    rows that were reached and are certified.
+    """
+
+    losses: NDArray[np.float64]
+    log_singular_values: NDArray[np.float64]
+    usable: NDArray[np.bool_]
+    products: NDArray[np.float64]
+    verdicts: NDArray[np.str_]
+    results: NDArray[np.str_]
+    explanations: NDArray[np.str_]
+    integrators: NDArray[np.str_]
+
+
+def default_initializer(factorization: AbstractFactorization, sign: Sign | None) -> Balanced:
+    """Balanced starts whose determinant, where there is one, has that sign."""
+    if not isinstance(factorization, DeepMatrix):
+        raise ValueError(
+            f"Balanced starts need a DeepMatrix, got {type(factorization).__name__}; give "
+            "`initializer=`, e.g. Gaussian(product_scale=1e-3)."
+        )
+    rows, columns = factorization.shape
+    signed = rows == columns and min(factorization.widths) >= rows
+    return Balanced(product_scale=1.0, determinant=sign if signed else None)
+
+
+def certified_runs(
+    problem: AbstractProblem,
+    factorization: AbstractFactorization,
+    initializer: AbstractInitializer,
+    scales: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    dynamics: AbstractDynamics | None,
+    loss_ratio: float,
+    say: Callable[[str], None],
+) -> Runs:
+    """Flows from every scale and seed down to `loss_ratio` of the loss of the zero matrix."""
+    start = float(problem.loss(Dense(jnp.zeros(problem.shape))))
+    rows = 1 + round(-_PER_DECADE * np.log10(loss_ratio) - _PER_DECADE)
+    losses = start * np.logspace(-1, np.log10(loss_ratio), rows)
+
+    def spec(scale: float, seed: int, how: AbstractDynamics) -> RunSpec:
+        factors = at_scale(initializer, scale)(factorization, jax.random.key(seed))
+        return prepare(
+            problem,
+            factorization,
+            how,
+            factors,
+            observe=AtLosses(losses),
+            stop=Stop(loss=float(losses[-1]), max_steps=_MAX_STEPS),
+            measures=["log_singular_values", "product"],
+        )
+
+    places = [(scale, seed) for scale in scales for seed in seeds]
+    own = max(problem.shape) <= _SMALL
+    flow = dynamics or (GradientFlow() if own else GradientFlow("Stabilized", rtol=_RTOL))
+    specs = [spec(*place, flow) for place in places]
+    found = _followed(specs, say)
+    shape = (len(scales), len(seeds))
+
+    def stacked(value: Callable[[Trajectory], Any]) -> NDArray:
+        values = np.array([value(run) for run in found])
+        return values.reshape(*shape, *values.shape[1:])
+
+    return Runs(
+        losses=losses,
+        log_singular_values=stacked(lambda run: run.measures["log_singular_values"]),
+        usable=stacked(_usable),
+        products=stacked(lambda run: run.measures["product"][_last(run)]),
+        verdicts=stacked(lambda run: run.certificate.verdict),
+        results=stacked(lambda run: run.result_name),
+        explanations=stacked(lambda run: run.certificate.explanation),
+        integrators=stacked(lambda run: run.integrator),
+    )
+
+
+def at_scale(initializer: AbstractInitializer, scale: float) -> AbstractInitializer:
+    """The initializer with this product scale; a given product is multiplied by it."""
+    if not hasattr(initializer, "product_scale"):
+        raise ValueError(
+            f"{type(initializer).__name__} has no product_scale to shrink; use Balanced, Gaussian, "
+            "Identity or Orthogonal."
+        )
+    product = getattr(initializer, "product", None)
+    if product is not None:
+        scaled = tuple(tuple(scale * entry for entry in row) for row in product)
+        return eqx.tree_at(lambda i: i.product, initializer, scaled)
+    none = {"is_leaf": lambda leaf: leaf is None}
+    if getattr(initializer, "factor_scale", None) is not None:
+        initializer = eqx.tree_at(lambda i: i.factor_scale, initializer, None, **none)
+    return eqx.tree_at(lambda i: i.product_scale, initializer, float(scale), **none)
+
+
+def _followed(specs: list[RunSpec], say: Callable[[str], None]) -> list[Trajectory]:
+    """Each run with all its companions; the first compiles for the others."""
+    name = specs[0].dynamics.integrator_name
+    say(f"{len(specs)} flows ({name}), each against a second discretization")
+    if max(specs[0].problem.shape) <= _SMALL:
+        batch = follow_certified(specs, len(specs), "full")
+        return [_lane(batch, i) for i in range(len(specs))]
+
+    def alone(spec: RunSpec) -> Trajectory:
+        return _lane(follow_certified([spec], 1, "full"), 0)
+
+    first = alone(specs[0])
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        return [first, *pool.map(alone, specs[1:])]
+
+
+def _lane(batch: Trajectory, lane: int) -> Trajectory:
+    return jax.tree.map(lambda leaf: np.asarray(leaf[lane]), batch)
+
+
+def _usable(run: Trajectory) -> NDArray[np.bool_]:
+    """Rows that were reached and are certified."""
+    return np.asarray(run.reached) & np.asarray(run.certificate.trusted)
+
+
+def _last(run: Trajectory) -> int:
+    """The last usable row, or the first where none is."""
+    usable = _usable(run)
+    return max(0, (len(usable) if np.all(usable) else int(np.argmin(usable))) - 1)

@@ -1,0 +1,259 @@
+"""Norm or rank: what the training of a factorization minimizes on a given problem."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from factorflow._dynamics import AbstractDynamics
+from factorflow._factorization import AbstractFactorization
+from factorflow._initializer import AbstractInitializer
+from factorflow._initializer.base import Sign
+from factorflow._problem import AbstractProblem
+from factorflow.analysis._quantities import Minima, Quantity, judge_norms, judge_ranks
+from factorflow.analysis._runs import Runs, certified_runs, default_initializer
+from factorflow.analysis._verdict import explain, verdict_of
+from factorflow.reference import SolutionSet, require_solutions
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Minimized", "what_is_minimized"]
+
+NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm", "schatten_norm[0.5]")
+# Below this product scale a third factor of a deep product still has some digits to spare.
+SCALES = (1e-3, 1e-6, 1e-9)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Minimized:
+    """What a factorization's training minimizes on a problem, and the evidence.
+
+    **Attributes:**
+
+    - `verdict`: `"norm: NAME, ..."`, `"rank"`, `"both: NAME, ..."`, `"neither"` or `"undecided"`.
+    - `explanation`: why, in a few sentences.
+    - `quantities`: a `Quantity` per norm and rank.
+    - `minima`: the minimum-norm solutions and the ranks of the solution set.
+    - `runs`: what the flows recorded, by scale and seed.
+    - `scales`, `seeds`, `start`: of the runs; `start` describes the initialization.
+    """
+
+    verdict: str
+    explanation: str
+    quantities: tuple[Quantity, ...]
+    minima: Minima
+    runs: Runs
+    scales: tuple[float, ...]
+    seeds: tuple[int, ...]
+    start: str
+
+    @property
+    def table(self) -> "xr.Dataset":
+        """The quantities as a labelled table over the dimension `quantity`."""
+        import xarray as xr
+
+        names = [quantity.name for quantity in self.quantities]
+        columns: dict[str, Any] = {
+            field: ("quantity", [getattr(quantity, field) for quantity in self.quantities])
+            for field in (
+                "limit",
+                "limit_error",
+                "infimum_lower",
+                "infimum_upper",
+                "attained",
+                "ratio",
+                "status",
+                "loss_slope",
+                "trend",
+            )
+        }
+        columns["ratios"] = (
+            ("quantity", "scale", "seed"),
+            np.array([quantity.ratios for quantity in self.quantities]),
+        )
+        coords = {"quantity": names, "scale": list(self.scales), "seed": list(self.seeds)}
+        columns["certificate"] = (("scale", "seed"), self.runs.verdicts)
+        return xr.Dataset(columns, coords, {"verdict": self.verdict, "start": self.start})
+
+    def __str__(self) -> str:
+        width = max(len(quantity.name) for quantity in self.quantities)
+        head = f"{'':{width}}  {'limit':>11}  {'infimum':>20}  {'ratio':>10}  {'slope':>6}  status"
+        lines = [f"{self.verdict} ({self.start})", head]
+        lines += [quantity.line(width) for quantity in self.quantities]
+        certified = int(np.sum(self.runs.verdicts == "flow_faithful"))
+        lines.append(
+            f"limit: loss to zero, then scale {self.scales[0]:g} to {self.scales[-1]:g}; slope: of "
+            f"the logarithm against that of the loss; {certified} of {self.runs.verdicts.size} "
+            "flows certified as a whole"
+        )
+        return "\n".join([*lines, "", self.explanation])
+
+
+def what_is_minimized(
+    problem: AbstractProblem,
+    factorization: AbstractFactorization,
+    initializer: AbstractInitializer | None = None,
+    *,
+    scales: Sequence[float] = SCALES,
+    seeds: Sequence[int] | int = 3,
+    norms: Sequence[str] = NORMS,
+    determinant: Sign | None = "positive",
+    semidefinite: bool = False,
+    dynamics: AbstractDynamics | None = None,
+    loss_ratio: float = 1e-10,
+    tolerance: float = 1e-3,
+    progress: Callable[[str], None] | None = None,
+) -> Minimized:
+    r"""Which norm, or whether rank, gradient flow minimizes on a problem as its start vanishes.
+
+    Certified gradient flows start from a shrinking sequence of initialization scales $\alpha$. For
+    every norm the limit
+
+    $$\lim_{\alpha \to 0} \lim_{\ell \to 0} \frac{\|W(\alpha, \ell)\|}
+      {\inf_{\mathcal{A}(W) = b} \|W\|}$$
+
+    is extrapolated, the loss first and then the scale, and compared with the minimum over all
+    solutions; for the rank and the effective rank likewise, with their infimum.
+
+    **Status of a quantity.**
+
+    - `"minimized"`: the ratio tends to 1 within `tolerance`; a rank equals the proved infimum.
+    - `"above"`: it stays above.
+    - `"diverges"`: at every scale and seed the logarithm of the norm has a slope of -0.4 or less
+        against that of the loss, over the last two trusted decades.
+    - `"at best known"`: it tends to the smallest value found, which is no proven minimum: for
+        quasi-norms, whose minimization is hard, and for ranks whose interval is open.
+    - `"undecided"`: the runs do not say: not certified, not settled, or seeds disagree.
+
+    **Verdict.** `"norm: NAME"` where norms are minimized and the rank is above its infimum,
+    `"rank"` where the limit has the infimal rank and no norm is minimized, `"both: NAME"` where the
+    same limit does both, `"neither"`, or `"undecided"`. Norms that tie are listed, the nuclear norm
+    first. Quasi-norms are shown, but decide nothing.
+
+    **Arguments:**
+
+    - `problem`: a matrix `Completion` or `Sensing`.
+    - `factorization`: usually a `DeepMatrix`.
+    - `initializer`: its `product_scale` is replaced by the scales. `None` starts from balanced
+        factors of Gaussian products.
+    - `scales`: product scales, falling; a geometric series of three or more allows extrapolation.
+    - `seeds`: integers, or how many.
+    - `norms`: names as for `minimum_norm`.
+    - `determinant`: its sign at the start, for `initializer=None` and square products; balanced
+        flow keeps it. Other signs make other tables: ask again.
+    - `semidefinite`: compare with positive semidefinite solutions, for starts that stay in there.
+    - `dynamics`: a flow; `None` follows products up to 3x3 in coordinates of their own, others by
+        an explicit method first.
+    - `loss_ratio`: flows end at this share of the loss of the zero matrix.
+    - `tolerance`: relative; what counts as equal to a minimum, or as a vanished singular value.
+    - `progress`: called with a line before each stage, e.g. `print`.
+
+    **Returns:** `Minimized`; `print` it, or draw it with `factorflow.drawing.draw_minimized`.
+
+    **Raises:** `ValueError` for observations that no matrix fits (with the smallest residual), for
+    a problem with a single solution, for scales that do not fall or that underflow.
+
+    !!! example
+
+        ```python
+        >>> import factorflow as ff
+        >>> answer = ff.what_is_minimized(
+        ...     ff.razin_cohen_problem(), ff.DeepMatrix((2, 2), depth=2), seeds=1)
+        >>> answer.verdict
+        'rank'
+
+        ```
+
+    ??? cite "Reference"
+
+        The question is that of Gunasekar et al. (2017), Arora et al. (2019) and
+
+        ```bibtex
+        @inproceedings{razin2020implicit,
+            author = {Razin, Noam and Cohen, Nadav},
+            title = {Implicit Regularization in Deep Learning May Not Be Explainable by Norms},
+            booktitle = {Advances in Neural Information Processing Systems},
+            year = {2020},
+        }
+        ```
+    """
+    say = progress or (lambda line: None)
+    scales = _checked_scales(scales)
+    seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
+    _check_numbers(seeds, norms, loss_ratio, tolerance)
+    solutions = SolutionSet.of(problem)
+    require_solutions(solutions)
+    if solutions.dimension == 0:
+        raise ValueError(
+            "The observations determine every entry: there is a single solution, and whatever fits "
+            "it minimizes every norm and rank. Leave some observations out."
+        )
+    if not np.any(solutions.values):
+        raise ValueError(
+            "All observations are zero: the zero matrix is the solution of least norm and rank, "
+            "and flow from it does not move. Give observations that are not all zero."
+        )
+    with jax.enable_x64(True):
+        start = initializer or default_initializer(factorization, determinant)
+        say("flows")
+        runs = certified_runs(
+            problem,
+            factorization,
+            start,
+            scales,
+            seeds,
+            dynamics=dynamics,
+            loss_ratio=loss_ratio,
+            say=say,
+        )
+    minima = Minima.of(problem, norms, semidefinite=semidefinite, say=say)
+    quantities = (
+        *judge_norms(runs, minima, scales, tolerance),
+        *judge_ranks(runs, minima, scales, tolerance),
+    )
+    verdict = verdict_of(quantities)
+    return Minimized(
+        verdict=verdict,
+        explanation=explain(verdict, quantities, minima, runs),
+        quantities=quantities,
+        minima=minima,
+        runs=runs,
+        scales=scales,
+        seeds=seeds,
+        start=_description(start),
+    )
+
+
+def _description(initializer: AbstractInitializer) -> str:
+    sign = getattr(initializer, "determinant", None)
+    return type(initializer).__name__ + (f", {sign} determinant" if sign else "")
+
+
+def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(scale) for scale in np.atleast_1d(np.asarray(scales)))
+    falling = all(later < earlier for earlier, later in itertools.pairwise(numbers))
+    if len(numbers) < 2 or not falling or not numbers[-1] > 0 or not np.isfinite(numbers[0]):
+        raise ValueError(
+            f"scales must be two or more positive numbers that fall, got {list(numbers)}: what "
+            "happens as they vanish is the question."
+        )
+    return numbers
+
+
+def _check_numbers(
+    seeds: tuple[int, ...], norms: Sequence[str], loss_ratio: float, tolerance: float
+) -> None:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different integers, got {list(seeds)}.")
+    if isinstance(norms, str) or not norms:
+        raise ValueError(f"norms must be a list of one name or more, got {norms!r}.")
+    if not 0 < loss_ratio <= 1e-4:
+        raise ValueError(
+            f"loss_ratio must be at most 1e-4, got {loss_ratio}: divergence shows over decades."
+        )
+    if not 0 < tolerance < 0.1:
+        raise ValueError(f"tolerance must lie in (0, 0.1), got {tolerance}.")
