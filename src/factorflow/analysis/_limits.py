@@ -80,13 +80,15 @@ def limit_in_scale(scales: NDArray[np.float64], limits: list[Limit]) -> Limit:
 
     It diverges where every one of them does. Scales in a geometric series allow for extrapolation.
     """
+    if len(limits) < 2:
+        return Limit("unsettled", limits[0].value if limits else np.nan, np.inf)
     slope = float(np.max([limit.slope for limit in limits]))
     decades = float(np.min([limit.decades for limit in limits]))
     kinds = {limit.kind for limit in limits}
     if kinds == {"diverges"}:
         return Limit("diverges", np.inf, np.inf, slope, decades)
     last = limits[-1].value
-    if kinds != {"converges"} or len(limits) < 2:
+    if kinds != {"converges"}:
         return Limit("unsettled", last, np.inf, slope, decades)
     value, error = _in_series(scales, np.array([limit.value for limit in limits]))
     error += max(limit.error for limit in limits[-2:])
@@ -101,12 +103,12 @@ def vanishing_in_scale(
 
     **Arguments:**
 
-    - `shares`: one per scale, NaN where a run could not be used.
+    - `shares`: one per scale.
     - `tolerance`: what counts as zero.
     """
-    last = shares[-1]
-    if not np.all(np.isfinite(shares)):
+    if len(shares) < 2 or not np.all(np.isfinite(shares)):
         return None
+    last = shares[-1]
     if last <= tolerance and last <= max(shares[-2], tolerance**2):
         return True
     value, error = _in_series(scales, shares)
@@ -118,12 +120,19 @@ def vanishing_in_scale(
 
 def _in_series(scales: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
     """Limit and uncertainty of values at falling scales."""
-    change = float(values[-1] - values[-2])
+    change = abs(float(values[-1] - values[-2]))
     steps = np.diff(np.log(scales))
-    regular = len(values) > 2 and np.ptp(steps[-2:]) <= _REGULAR * abs(steps[-1])
-    if regular:
-        return _extrapolated(*(float(value) for value in values[-3:]))
-    return float(values[-1]), abs(change) if len(values) > 2 else np.inf
+    if len(values) < 3:
+        return float(values[-1]), np.inf
+    if np.ptp(steps[-3:]) > _REGULAR * abs(steps[-1]):
+        return float(values[-1]), change
+    value, error = _extrapolated(*(float(value) for value in values[-3:]))
+    if len(values) > 3:
+        # Not every approach is geometric yet: the last three values should say what those before
+        # them say.
+        before, _ = _extrapolated(*(float(value) for value in values[-4:-1]))
+        error = max(error, abs(value - before))
+    return value, error
 
 
 def _extrapolated(first: float, second: float, third: float) -> tuple[float, float]:

@@ -15,7 +15,9 @@ from factorflow.reference import (
     EffectiveRankBounds,
     MinimumNorm,
     SolutionRanks,
+    SolutionSet,
     infimal_effective_rank,
+    lowest_semidefinite_rank,
     minimum_norm,
     solution_ranks,
 )
@@ -75,12 +77,18 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Minima:
-    """The lowest norms and ranks over the solutions of a problem."""
+    """The lowest norms and ranks over the solutions of a problem.
+
+    `size` is the Frobenius norm of the least solution: what singular values are compared with.
+    `highest_infimum` is an upper bound of the infimal rank, over positive semidefinite solutions
+    where only they count.
+    """
 
     norms: dict[str, MinimumNorm]
     ranks: SolutionRanks
     effective_rank: EffectiveRankBounds
-    semidefinite: bool
+    highest_infimum: int
+    size: float
 
     @classmethod
     def of(
@@ -98,12 +106,14 @@ class Minima:
             for norm in norms
         }
         say("lowest ranks among the solutions")
-        return cls(found, solution_ranks(problem), infimal_effective_rank(problem), semidefinite)
-
-    @property
-    def size(self) -> float:
-        """The Frobenius norm of the least solution: what singular values are compared with."""
-        return max(float(np.linalg.norm(self.ranks.minimal_product)), np.finfo(float).tiny)
+        ranks = solution_ranks(problem)
+        highest = ranks.infimal_upper
+        if semidefinite:
+            lowest = lowest_semidefinite_rank(problem, lower=ranks.infimal_lower)
+            highest = min(problem.shape) if lowest is None else lowest[0]
+        solutions = SolutionSet.of(problem)
+        size = float(np.linalg.norm(solutions.project(np.zeros(solutions.shape))))
+        return cls(found, ranks, infimal_effective_rank(problem), highest, size)
 
 
 def judge_norms(
@@ -147,14 +157,11 @@ def judge_ranks(
         for seed in seeds
     ]
     ranks = minima.ranks
-    lower, upper = ranks.infimal_lower, ranks.infimal_upper
-    if minima.semidefinite:
-        # Semidefinite solutions may all have a higher rank than others.
-        upper = min(logs.shape[-1], max(upper, ranks.minimal_upper))
+    lower, upper = ranks.infimal_lower, minima.highest_infimum
     statuses, limits = [], []
     for row in vanish:
         rank = _rank(row)
-        statuses.append(_rank_status(rank, lower, upper, minima.semidefinite))
+        statuses.append(_rank_status(rank, lower, upper))
         value = float(rank) if rank is not None else np.nan
         kind = "converges" if rank is not None else "unsettled"
         limits.append(Limit(kind, value, 0.0 if rank is not None else np.inf))
@@ -195,9 +202,13 @@ def _limits(runs: Runs, values: NDArray[np.float64]) -> list[list[Limit]]:
     ]
 
 
-def _over_scales(scales: Sequence[float], limits: list[list[Limit]]) -> list[Limit]:
-    """Limits in scale, by seed."""
-    return [limit_in_scale(np.asarray(scales), list(seed)) for seed in zip(*limits, strict=True)]
+def _over_scales(runs: Runs, scales: Sequence[float], limits: list[list[Limit]]) -> list[Limit]:
+    """Limits in scale, by seed, from the scales that are certified."""
+    found = []
+    for seed, of_seed in enumerate(zip(*limits, strict=True)):
+        count = int(np.sum(runs.certified[:, seed]))
+        found.append(limit_in_scale(np.asarray(scales[:count]), list(of_seed[:count])))
+    return found
 
 
 def _quantity(
@@ -258,13 +269,13 @@ def _rank(vanish: list[bool | None]) -> int | None:
     return None
 
 
-def _rank_status(rank: int | None, lower: int, upper: int, semidefinite: bool) -> str:
+def _rank_status(rank: int | None, lower: int, upper: int) -> str:
     if rank is None:
         return "undecided"
     if rank <= lower:
         return "minimized"
     if rank > upper:
-        return "undecided" if semidefinite else "above"
+        return "above"
     return "at best known" if rank == upper else "undecided"
 
 

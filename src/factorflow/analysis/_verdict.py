@@ -73,8 +73,6 @@ def _of_rank(rank: Quantity, minima: Minima) -> str:
         infimum += f", attained by no solution (minimal rank {minima.ranks.minimal_lower} or more)"
     if np.isnan(rank.limit):
         return f"Which singular values vanish in the limit is undecided; {infimum}."
-    if rank.status == "undecided" and minima.semidefinite:
-        infimum += "; that of semidefinite ones is not known"
     return f"The limit has rank {rank.limit:g}; {infimum}."
 
 

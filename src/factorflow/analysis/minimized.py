@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Minimized", "what_is_minimized"]
 
 NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm", "schatten_norm[0.5]")
-# Below this product scale a third factor of a deep product still has some digits to spare.
-SCALES = (1e-3, 1e-6, 1e-9)
+# More than a limit needs, since the smallest may be out of reach of a certificate.
+SCALES = tuple(10.0**-k for k in range(2, 9))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

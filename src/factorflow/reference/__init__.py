@@ -30,6 +30,7 @@ from factorflow.reference.solutions import SolutionRanks as SolutionRanks
 from factorflow.reference.solutions import SolutionSet as SolutionSet
 from factorflow.reference.solutions import infimal_effective_rank as infimal_effective_rank
 from factorflow.reference.solutions import local_uniqueness as local_uniqueness
+from factorflow.reference.solutions import lowest_semidefinite_rank as lowest_semidefinite_rank
 from factorflow.reference.solutions import minimum_norm as minimum_norm
 from factorflow.reference.solutions import observation_graph as observation_graph
 from factorflow.reference.solutions import require_solutions as require_solutions

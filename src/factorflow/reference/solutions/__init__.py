@@ -12,5 +12,8 @@ from factorflow.reference.solutions.ranks import (
     infimal_effective_rank as infimal_effective_rank,
 )
 from factorflow.reference.solutions.ranks import solution_ranks as solution_ranks
+from factorflow.reference.solutions.semidefinite import (
+    lowest_semidefinite_rank as lowest_semidefinite_rank,
+)
 from factorflow.reference.solutions.solution_set import SolutionSet as SolutionSet
 from factorflow.reference.solutions.solution_set import require_solutions as require_solutions
