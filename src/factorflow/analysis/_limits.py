@@ -17,6 +17,10 @@ _SETTLED = 3e-3
 _SLOWEST = 0.9
 # How far what is extrapolated can be off, as a share of how far it was extrapolated.
 _DOUBT = 0.5
+# Nor is an extrapolation ever better than this share of the last change.
+_ROUNDING = 0.05
+# Changes below this share of a value are what flows are accurate to: they have no trend.
+_NOISE = 1e-6
 # Levels of a regular series agree to rounding.
 _REGULAR = 1e-6
 
@@ -127,19 +131,20 @@ def _in_series(scales: NDArray[np.float64], values: NDArray[np.float64]) -> tupl
     if np.ptp(steps[-3:]) > _REGULAR * abs(steps[-1]):
         return float(values[-1]), change
     value, error = _extrapolated(*(float(value) for value in values[-3:]))
-    if len(values) > 3:
-        # Not every approach is geometric yet: the last three values should say what those before
-        # them say.
-        before, _ = _extrapolated(*(float(value) for value in values[-4:-1]))
-        error = max(error, abs(value - before))
+    if len(values) > 3 and np.isfinite(error):
+        # Not every approach is geometric yet: how far the last three values say something else
+        # than those before them is a better estimate.
+        before, unsure = _extrapolated(*(float(value) for value in values[-4:-1]))
+        error = abs(value - before) if np.isfinite(unsure) else max(error, abs(value - before))
+        error = max(error, _ROUNDING * change)
     return value, error
 
 
 def _extrapolated(first: float, second: float, third: float) -> tuple[float, float]:
     """Limit of a geometric approach through three values, and its uncertainty."""
     earlier, later = second - first, third - second
-    if later == 0:
-        return third, 0.0
+    if abs(later) <= _NOISE * abs(third):
+        return third, abs(later)
     ratio = later / earlier if earlier != 0 else np.inf
     if not -1 < ratio < _SLOWEST:
         return third, np.inf

@@ -124,9 +124,7 @@ def judge_norms(
     for name, minimum in minima.norms.items():
         values = np.exp(_log_norm(runs.log_singular_values, _exponent(name)))
         limits = _limits(runs, values)
-        over_scales = [
-            limit_in_scale(np.asarray(scales), list(seed)) for seed in zip(*limits, strict=True)
-        ]
+        over_scales = _over_scales(runs, scales, limits)
         # A limit of the runs is a solution too: where it is lower, it is the best known.
         best = minimum.value
         ends = np.array([[limit.value for limit in row] for row in limits])
@@ -151,20 +149,22 @@ def judge_ranks(
         + [np.zeros(last.shape)],
         axis=-1,
     )
-    seeds = range(tails.shape[1])
-    vanish = [
-        [vanishing_in_scale(np.asarray(scales), tails[:, seed, k], tolerance) for k in range(count)]
-        for seed in seeds
-    ]
+    vanish = []
+    for seed in range(tails.shape[1]):
+        used = int(np.sum(runs.certified[:, seed]))
+        shares = tails[:used, seed]
+        of_scales = np.asarray(scales[:used])
+        vanish.append(
+            [vanishing_in_scale(of_scales, shares[:, k], tolerance) for k in range(count)]
+        )
     ranks = minima.ranks
     lower, upper = ranks.infimal_lower, minima.highest_infimum
     statuses, limits = [], []
     for row in vanish:
-        rank = _rank(row)
-        statuses.append(_rank_status(rank, lower, upper))
-        value = float(rank) if rank is not None else np.nan
-        kind = "converges" if rank is not None else "unsettled"
-        limits.append(Limit(kind, value, 0.0 if rank is not None else np.inf))
+        low, high = _rank(row)
+        statuses.append(_rank_status(low, high, lower, upper))
+        known = low == high
+        limits.append(Limit("converges" if known else "unsettled", low, 0 if known else np.inf))
     at_runs = np.argmax(tails <= tolerance, axis=-1) + 1.0
     attained = ranks.attained
     rank = _quantity("rank", limits, at_runs / upper, statuses, (lower, upper), attained, True)
@@ -179,9 +179,7 @@ def _effective_rank(
     terms = np.where(np.isfinite(shares), -np.exp(shares) * shares, 0.0)
     values = np.exp(np.sum(np.where(np.isnan(logs), np.nan, terms), axis=-1))
     limits = _limits(runs, values)
-    over_scales = [
-        limit_in_scale(np.asarray(scales), list(seed)) for seed in zip(*limits, strict=True)
-    ]
+    over_scales = _over_scales(runs, scales, limits)
     bounds = minima.effective_rank
     statuses = [
         _norm_status(limit, bounds.upper, bounds.certified, tolerance) for limit in over_scales
@@ -259,24 +257,19 @@ def _norm_status(limit: Limit, best: float, known: bool, tolerance: float) -> st
     return "undecided"
 
 
-def _rank(vanish: list[bool | None]) -> int | None:
-    """The rank of a limit whose distances to rank 1, 2, ... vanish or not."""
-    for k, gone in enumerate(vanish, start=1):
-        if gone is None:
-            return None
-        if gone:
-            return k
-    return None
+def _rank(vanish: list[bool | None]) -> tuple[int, int]:
+    """Bounds on the rank of a limit whose distances to rank 1, 2, ... vanish or not."""
+    low = 1 + next((k for k, gone in enumerate(vanish) if gone is not False), len(vanish) - 1)
+    high = 1 + next((k for k, gone in enumerate(vanish) if gone), len(vanish) - 1)
+    return low, high
 
 
-def _rank_status(rank: int | None, lower: int, upper: int) -> str:
-    if rank is None:
-        return "undecided"
-    if rank <= lower:
+def _rank_status(low: int, high: int, lower: int, upper: int) -> str:
+    if high <= lower:
         return "minimized"
-    if rank > upper:
+    if low > upper:
         return "above"
-    return "at best known" if rank == upper else "undecided"
+    return "at best known" if low == high == upper else "undecided"
 
 
 def _exponent(name: str) -> float:

@@ -31,7 +31,7 @@ _PER_DECADE = 4
 _SMALL = 3
 # For factors of moderate size, tighter than the default: small singular values are certified only
 # as long as they are above the drift of the balance.
-_MODERATE, _RTOL = 12, 1e-10
+_MODERATE, _RTOL, _LOOSE = 12, 1e-10, 1e-8
 _MAX_STEPS = 20_000
 # How far off balance, in multiples of the drift, and by what share products may move then.
 _SHAKEN, _INSENSITIVE = 30.0, 3e-4
@@ -55,6 +55,11 @@ class Runs(NamedTuple):
     results: NDArray[np.str_]
     explanations: NDArray[np.str_]
     integrators: NDArray[np.str_]
+
+    def followed_by(self, others: "Runs") -> "Runs":
+        """With the runs from further scales."""
+        pairs: Any = zip(self[1:], others[1:], strict=True)
+        return Runs(self.losses, *(np.concatenate(pair) for pair in pairs))
 
     @property
     def certified(self) -> NDArray[np.bool_]:
@@ -96,12 +101,12 @@ def certified_runs(
     rows = 1 + round(-_PER_DECADE * np.log10(loss_ratio) - _PER_DECADE)
     losses = start * np.logspace(-1, np.log10(loss_ratio), rows)
 
-    def spec(scale: float, seed: int, how: AbstractDynamics) -> RunSpec:
+    def spec(scale: float, seed: int) -> RunSpec:
         factors = at_scale(initializer, scale)(factorization, jax.random.key(seed))
         return prepare(
             problem,
             factorization,
-            how,
+            dynamics or _flow(problem, factors),
             factors,
             observe=AtLosses(losses),
             stop=Stop(loss=float(losses[-1]), max_steps=_MAX_STEPS),
@@ -109,8 +114,7 @@ def certified_runs(
         )
 
     places = [(scale, seed) for scale in scales for seed in seeds]
-    flow = dynamics or _flow(max(problem.shape))
-    specs = [spec(*place, flow) for place in places]
+    specs = [spec(*place) for place in places]
     found = _followed(specs, say)
     usable = _usable(specs, found, say)
     shape = (len(scales), len(seeds))
@@ -131,10 +135,15 @@ def certified_runs(
     )
 
 
-def _flow(size: int) -> GradientFlow:
+def _flow(problem: AbstractProblem, factors: Any) -> GradientFlow:
+    size = max(problem.shape)
     if size <= _SMALL:
         return GradientFlow()
-    return GradientFlow("Stabilized", rtol=_RTOL if size <= _MODERATE else None)
+    rtol = _RTOL if size <= _MODERATE else _LOOSE
+    # Small factors must grow as accurately as large ones, whatever their scale.
+    entries = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(factors)]
+    smallest = float(np.sqrt(np.mean(np.concatenate(entries) ** 2)))
+    return GradientFlow("Stabilized", rtol=rtol, atol=rtol * smallest)
 
 
 def at_scale(initializer: AbstractInitializer, scale: float) -> AbstractInitializer:

@@ -71,9 +71,8 @@ def _of_rank(rank: Quantity, minima: Minima) -> str:
     infimum = f"the infimal rank of the solutions is {known}"
     if minima.ranks.attained is False:
         infimum += f", attained by no solution (minimal rank {minima.ranks.minimal_lower} or more)"
-    if np.isnan(rank.limit):
-        return f"Which singular values vanish in the limit is undecided; {infimum}."
-    return f"The limit has rank {rank.limit:g}; {infimum}."
+    at_least = " or more" if np.isinf(rank.limit_error) else ""
+    return f"The limit has rank {rank.limit:g}{at_least}; {infimum}."
 
 
 def _of_effective_rank(effective: Quantity) -> str:

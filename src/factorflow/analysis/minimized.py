@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Minimized", "what_is_minimized"]
 
 NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm", "schatten_norm[0.5]")
-# More than a limit needs, since the smallest may be out of reach of a certificate.
+# More than a limit needs, since the smallest may be out of reach of a certificate. Where all are
+# certified and leave the verdict open, so many more follow, up to a number.
 SCALES = tuple(10.0**-k for k in range(2, 9))
+_MORE, _MOST = 6, 19
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def what_is_minimized(
     factorization: AbstractFactorization,
     initializer: AbstractInitializer | None = None,
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | None = None,
     seeds: Sequence[int] | int = 3,
     norms: Sequence[str] = NORMS,
     determinant: Sign | None = "positive",
@@ -141,6 +143,7 @@ def what_is_minimized(
     - `initializer`: its `product_scale` is replaced by the scales. `None` starts from balanced
         factors of Gaussian products.
     - `scales`: product scales, falling; a geometric series of three or more allows extrapolation.
+        `None` takes 1e-2 to 1e-8, and goes on to smaller ones where the verdict is open.
     - `seeds`: integers, or how many.
     - `norms`: names as for `minimum_norm`.
     - `determinant`: its sign at the start, for `initializer=None` and square products; balanced
@@ -182,7 +185,7 @@ def what_is_minimized(
         ```
     """
     say = progress or (lambda line: None)
-    scales = _checked_scales(scales)
+    chosen = SCALES if scales is None else _checked_scales(scales)
     seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
     _check_numbers(seeds, norms, loss_ratio, tolerance)
     solutions = SolutionSet.of(problem)
@@ -197,35 +200,50 @@ def what_is_minimized(
             "All observations are zero: the zero matrix is the solution of least norm and rank, "
             "and flow from it does not move. Give observations that are not all zero."
         )
-    with jax.enable_x64(True):
-        start = initializer or default_initializer(factorization, determinant)
-        say("flows")
-        runs = certified_runs(
-            problem,
-            factorization,
-            start,
-            scales,
-            seeds,
-            dynamics=dynamics,
-            loss_ratio=loss_ratio,
-            say=say,
-        )
     minima = Minima.of(problem, norms, semidefinite=semidefinite, say=say)
-    quantities = (
-        *judge_norms(runs, minima, scales, tolerance),
-        *judge_ranks(runs, minima, scales, tolerance),
-    )
-    verdict = verdict_of(quantities)
+    start = initializer or default_initializer(factorization, determinant)
+
+    def flows(of_scales: tuple[float, ...]) -> Runs:
+        with jax.enable_x64(True):
+            return certified_runs(
+                problem,
+                factorization,
+                start,
+                of_scales,
+                seeds,
+                dynamics=dynamics,
+                loss_ratio=loss_ratio,
+                say=say,
+            )
+
+    runs = flows(chosen)
+    quantities, verdict = _judged(runs, minima, chosen, tolerance)
+    while scales is None and verdict == "undecided" and len(chosen) < _MOST:
+        if not np.all(runs.certified):
+            break  # smaller scales are no easier
+        more = tuple(chosen[-1] * 10.0**-k for k in range(1, _MORE + 1))
+        runs, chosen = runs.followed_by(flows(more)), chosen + more
+        quantities, verdict = _judged(runs, minima, chosen, tolerance)
     return Minimized(
         verdict=verdict,
         explanation=explain(verdict, quantities, minima, runs),
         quantities=quantities,
         minima=minima,
         runs=runs,
-        scales=scales,
+        scales=chosen,
         seeds=seeds,
         start=_description(start),
     )
+
+
+def _judged(
+    runs: Runs, minima: Minima, scales: tuple[float, ...], tolerance: float
+) -> tuple[tuple[Quantity, ...], str]:
+    quantities = (
+        *judge_norms(runs, minima, scales, tolerance),
+        *judge_ranks(runs, minima, scales, tolerance),
+    )
+    return quantities, verdict_of(quantities)
 
 
 def _description(initializer: AbstractInitializer) -> str:
