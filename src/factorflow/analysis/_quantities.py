@@ -22,7 +22,7 @@ from factorflow.reference import (
     solution_ranks,
 )
 
-__all__ = ["Minima", "Quantity", "judge_norms", "judge_ranks"]
+__all__ = ["Minima", "Quantity", "along_loss", "judge_norms", "judge_ranks"]
 
 # A minimum of a norm is known if its interval is this narrow, relative to what is asked.
 _KNOWN = 0.1
@@ -122,8 +122,7 @@ def judge_norms(
     """Every norm's limit against its minimum."""
     found = []
     for name, minimum in minima.norms.items():
-        values = np.exp(_log_norm(runs.log_singular_values, _exponent(name)))
-        limits = _limits(runs, values)
+        limits = _limits(runs, along_loss(runs, name))
         over_scales = _over_scales(runs, scales, limits)
         # A limit of the runs is a solution too: where it is lower, it is the best known.
         best = minimum.value
@@ -174,11 +173,7 @@ def judge_ranks(
 def _effective_rank(
     runs: Runs, minima: Minima, scales: Sequence[float], tolerance: float
 ) -> Quantity:
-    logs = runs.log_singular_values
-    shares = logs - logsumexp(logs, axis=-1, keepdims=True)
-    terms = np.where(np.isfinite(shares), -np.exp(shares) * shares, 0.0)
-    values = np.exp(np.sum(np.where(np.isnan(logs), np.nan, terms), axis=-1))
-    limits = _limits(runs, values)
+    limits = _limits(runs, along_loss(runs, "effective_rank"))
     over_scales = _over_scales(runs, scales, limits)
     bounds = minima.effective_rank
     statuses = [
@@ -189,6 +184,16 @@ def _effective_rank(
     return _quantity(
         "effective_rank", over_scales, ends, statuses, interval, bounds.attained, False
     )
+
+
+def along_loss(runs: Runs, name: str) -> NDArray[np.float64]:
+    """A norm, or the effective rank, in all rows: shape `(scales, seeds, rows)`."""
+    logs = runs.log_singular_values
+    if name != "effective_rank":
+        return np.exp(_log_norm(logs, _exponent(name)))
+    shares = logs - logsumexp(logs, axis=-1, keepdims=True)
+    terms = np.where(np.isfinite(shares), -np.exp(shares) * shares, 0.0)
+    return np.exp(np.sum(np.where(np.isnan(logs), np.nan, terms), axis=-1))
 
 
 def _limits(runs: Runs, values: NDArray[np.float64]) -> list[list[Limit]]:

@@ -13,7 +13,13 @@ from factorflow._factorization import AbstractFactorization
 from factorflow._initializer import AbstractInitializer
 from factorflow._initializer.base import Sign
 from factorflow._problem import AbstractProblem
-from factorflow.analysis._quantities import Minima, Quantity, judge_norms, judge_ranks
+from factorflow.analysis._quantities import (
+    Minima,
+    Quantity,
+    along_loss,
+    judge_norms,
+    judge_ranks,
+)
 from factorflow.analysis._runs import Runs, certified_runs, default_initializer
 from factorflow.analysis._verdict import explain, verdict_of
 from factorflow.reference import SolutionSet, require_solutions
@@ -80,6 +86,18 @@ class Minimized:
         coords = {"quantity": names, "scale": list(self.scales), "seed": list(self.seeds)}
         columns["certificate"] = (("scale", "seed"), self.runs.verdicts)
         return xr.Dataset(columns, coords, {"verdict": self.verdict, "start": self.start})
+
+    def along_loss(self, name: str) -> np.ndarray:
+        """A norm, or the effective rank, over its infimum, in all rows: `(scales, seeds, rows)`.
+
+        NaN where a row is not certified; `runs.losses` are the losses.
+        """
+        quantity = next((q for q in self.quantities if q.name == name), None)
+        if quantity is None or name == "rank":
+            known = [q.name for q in self.quantities if q.name != "rank"]
+            raise ValueError(f"Nothing along the loss is called {name!r}; there are {known}.")
+        values = along_loss(self.runs, name) / quantity.infimum_upper
+        return np.where(self.runs.usable, values, np.nan)
 
     def __str__(self) -> str:
         width = max(len(quantity.name) for quantity in self.quantities)

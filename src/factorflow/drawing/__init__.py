@@ -35,6 +35,7 @@ from factorflow.drawing.axes import loss_axis as loss_axis
 from factorflow.drawing.grid import loss_panels as loss_panels
 from factorflow.drawing.grid import panels as panels
 from factorflow.drawing.grid import share_legend as share_legend
+from factorflow.drawing.minimized import draw_minimized as draw_minimized
 from factorflow.drawing.save import SavedFigure as SavedFigure
 from factorflow.drawing.save import save_figure as save_figure
 from factorflow.drawing.save import write_files as write_files
