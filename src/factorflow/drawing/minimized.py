@@ -90,7 +90,7 @@ def _draw_ratios(ax: "Axes", answer: "Minimized") -> None:
     ax.set_ylim(len(answer.quantities) - 0.4, -0.6)
     ax.set_xlim(min([0.97, *finite]), edge)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if edge < 10:  # a logarithmic axis without a second power of ten would have one tick
+    if edge < 30:  # a logarithmic axis without a third power of ten would have two ticks
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_locator(FixedLocator(_ticks(edge)))
     ax.set_xlabel("value over the infimum of all solutions")

@@ -13,6 +13,7 @@ PAPERS = {
         "Implicit regularization in deep learning may not be explainable by norms (NeurIPS 2020)"
     ),
     "razin_maman_cohen_2021": "Implicit regularization in tensor factorization (ICML 2021)",
+    "li_luo_lyu_2021": "Greedy low-rank learning: what matrix factorization does (ICLR 2021)",
 }
 
 SCALES = ("quick", "paper", "beyond")
