@@ -17,6 +17,9 @@ from factorflow.reference.cp_fit import (
 from factorflow.reference.unfoldings import bipartitions
 from tolerances import assert_close
 
+# In double precision whatever the session's: once is enough.
+pytestmark = pytest.mark.x64
+
 SHAPES = [(4, 3, 2), (2, 5, 3), (2, 3, 2, 3)]
 
 

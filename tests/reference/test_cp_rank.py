@@ -13,6 +13,9 @@ from tensorly.decomposition import parafac
 import factorflow as ff
 from factorflow.reference import cp_rank
 
+# In double precision whatever the session's: once is enough.
+pytestmark = pytest.mark.x64
+
 LETTERS = "abcdefghi"
 
 

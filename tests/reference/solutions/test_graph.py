@@ -7,6 +7,9 @@ import pytest
 import factorflow as ff
 from factorflow.reference.solutions.graph import local_uniqueness, observation_graph
 
+# In double precision whatever the session's: once is enough.
+pytestmark = pytest.mark.x64
+
 
 def completion(mask, **options):
     """The observations where `mask`, with values that do not matter."""

@@ -16,6 +16,9 @@ from factorflow.reference.solutions._extrapolation import Extrapolation
 from factorflow.reference.solutions._splitting import Affine, steps
 from factorflow.reference.solutions.solution_set import SolutionSet
 
+# In double precision whatever the session's: once is enough.
+pytestmark = pytest.mark.x64
+
 NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm", "schatten_norm[3]")
 EXPONENTS = {"nuclear_norm": 1, "frobenius_norm": 2, "spectral_norm": np.inf}
 

@@ -12,6 +12,9 @@ import factorflow as ff
 from factorflow.reference.solutions.ranks import infimal_effective_rank, solution_ranks
 from factorflow.reference.solutions.solution_set import SolutionSet
 
+# In double precision whatever the session's: once is enough.
+pytestmark = pytest.mark.x64
+
 HIDDEN = np.nan
 
 
