@@ -43,7 +43,11 @@ if TYPE_CHECKING:
     from factorflow._observe import Stop as Stop
     from factorflow._problem import Completion as Completion
     from factorflow._problem import Sensing as Sensing
+    from factorflow._problem import block_completion_problem as block_completion_problem
+    from factorflow._problem import commuting_sensing_problem as commuting_sensing_problem
+    from factorflow._problem import connected_completion_problem as connected_completion_problem
     from factorflow._problem import random_low_rank_problem as random_low_rank_problem
+    from factorflow._problem import random_sensing_problem as random_sensing_problem
     from factorflow._problem import razin_cohen_problem as razin_cohen_problem
     from factorflow._product import Dense as Dense
     from factorflow._product import Factored as Factored
@@ -84,7 +88,16 @@ _HOMES = {
         "schatten_norm",
     ),
     "_observe": ("AtEnd", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"),
-    "_problem": ("Completion", "Sensing", "random_low_rank_problem", "razin_cohen_problem"),
+    "_problem": (
+        "Completion",
+        "Sensing",
+        "block_completion_problem",
+        "commuting_sensing_problem",
+        "connected_completion_problem",
+        "random_low_rank_problem",
+        "random_sensing_problem",
+        "razin_cohen_problem",
+    ),
     "_product": ("Dense", "Factored"),
     "_results": ("RESULTS",),
     "_simulate": ("simulate",),

@@ -9,6 +9,10 @@ import pytest
 
 import factorflow as ff
 from factorflow._problem import razin_cohen_parameters
+from factorflow._problem.catalogue import (
+    block_completion_problem,
+    connected_completion_problem,
+)
 from tolerances import assert_close
 
 UNOBSERVED = np.nan
@@ -204,6 +208,71 @@ def test_random_draws_are_uniform_and_modes_independent():
     assert abs(np.mean(products)) < 5 * np.std(products) / math.sqrt(count)
 
 
+# --- Blocks and connected graphs
+
+
+def mask_of(problem) -> np.ndarray:
+    mask = np.zeros(problem.shape, bool)
+    mask[tuple(np.asarray(problem.indices).T)] = True
+    return mask
+
+
+def reachable(mask: np.ndarray) -> np.ndarray:
+    """Rows and columns that a walk along observed entries from the first row comes to."""
+    rows, columns = np.arange(mask.shape[0]) == 0, np.zeros(mask.shape[1], bool)
+    for _ in range(sum(mask.shape)):
+        columns |= mask[rows].any(axis=0)
+        rows |= mask[:, columns].any(axis=1)
+    return np.concatenate([rows, columns])
+
+
+def test_blocks_on_the_diagonal_are_observed():
+    problem = block_completion_problem(jax.random.key(1), (2, 1, 2), (3, 1, 1), rank=1)
+    expected = np.zeros((5, 5), bool)
+    expected[:2, :3] = expected[2, 3] = expected[3:, 4] = True
+    np.testing.assert_array_equal(mask_of(problem), expected)
+    assert problem.values.shape == (9,)
+    assert unfolding_ranks(problem.target) == [1, 1]
+    assert float(problem.loss(ff.Dense(problem.target))) == 0.0
+    assert_close(jnp.sqrt(jnp.sum(problem.target**2)), 5.0)
+
+
+@pytest.mark.parametrize("n_observed", [10, 14, 30])
+def test_connected_observations(n_observed):
+    for seed in range(5):
+        problem = connected_completion_problem(jax.random.key(seed), (6, 5), 2, n_observed)
+        mask = mask_of(problem)
+        assert mask.sum() == n_observed == len(problem.values)
+        assert np.all(reachable(mask))
+        assert unfolding_ranks(problem.target) == [2, 2]
+        np.testing.assert_array_equal(
+            problem.values, np.asarray(problem.target)[tuple(problem.indices.T)]
+        )
+
+
+def test_connected_graphs_differ_and_every_entry_has_its_turn():
+    masks = [
+        mask_of(connected_completion_problem(jax.random.key(seed), (4, 3), 1, 6))
+        for seed in range(60)
+    ]
+    counts = np.sum(masks, axis=0)
+    # Half of the entries, alike for all by symmetry: 30 of 60, give or take 5 deviations.
+    assert np.all(np.abs(counts - 30) < 5 * math.sqrt(60 / 4))
+    assert len({mask.tobytes() for mask in masks}) > 50
+
+
+def test_padding_leaves_the_new_completions_as_they_are(dtype):
+    product = ff.Dense(jnp.ones((4, 5), dtype))
+    key = jax.random.key(2)
+    makers = [
+        lambda room: block_completion_problem(key, (2, 2), (2, 3), 1, room=room),
+        lambda room: connected_completion_problem(key, (4, 5), 1, 9, room=room),
+    ]
+    for make in makers:
+        assert make(20).values.shape == (20,)
+        assert_close(make(20).loss(product), make(None).loss(product))
+
+
 # --- Bad input
 
 
@@ -226,6 +295,26 @@ BAD_INPUT = [
     ("too little room", random(room=19), r"room=19 does not hold the 20 observations"),
     ("misspelt loss", random(loss="hubr"), r"Did you mean 'huber'"),
     ("misspelt normalization", random(normalization="means"), r"Did you mean 'mean'"),
+    (
+        "blocks without partners",
+        lambda: block_completion_problem(jax.random.key(0), (2, 2), (3,)),
+        r"one size of 1 or more per block, got \(2, 2\) and \(3,\)",
+    ),
+    (
+        "an empty block",
+        lambda: block_completion_problem(jax.random.key(0), (2, 0), (3, 1)),
+        r"one size of 1 or more per block",
+    ),
+    (
+        "blocks of rank 0",
+        lambda: block_completion_problem(jax.random.key(0), rank=0),
+        r"rank must be 1 or more, got 0",
+    ),
+    (
+        "too few to connect",
+        lambda: connected_completion_problem(jax.random.key(0), (6, 5), 1, 9),
+        r"between 10, which connect, and the 30 entries of shape \(6, 5\), got 9",
+    ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The named problems of the field."""
+"""The named completion problems of the field."""
 
 import math
 import string
@@ -11,9 +11,18 @@ import numpy as np
 
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.completion import Completion
-from factorflow._types import Penalty, RandomKey
+from factorflow._types import FloatArray, Penalty, RandomKey
 
-__all__ = ["random_low_rank_problem", "razin_cohen_parameters", "razin_cohen_problem"]
+__all__ = [
+    "block_completion_problem",
+    "check_at_least_one",
+    "connected_completion_problem",
+    "low_rank",
+    "random_low_rank_problem",
+    "razin_cohen_parameters",
+    "razin_cohen_problem",
+    "rescaled",
+]
 
 
 def razin_cohen_problem(
@@ -115,25 +124,14 @@ def random_low_rank_problem(
         ```
     """
     size = math.prod(shape)
-    if rank < 1:
-        raise ValueError(f"rank must be 1 or more, got {rank}.")
+    check_at_least_one(rank=rank)
     if not 1 <= n_observed <= size:
         raise ValueError(
             f"n_observed must be between 1 and the {size} entries of shape {shape}, got "
             f"{n_observed}."
         )
-    if frobenius_norm is not None and not 0 < frobenius_norm < math.inf:
-        raise ValueError(f"frobenius_norm must be positive and finite, got {frobenius_norm}.")
     factor_key, entry_key = jax.random.split(key)
-    factors = [
-        jax.random.normal(jax.random.fold_in(factor_key, mode), (dim, rank))
-        for mode, dim in enumerate(shape)
-    ]
-    modes = string.ascii_lowercase[: len(shape)]
-    equation = ",".join(f"{mode}Z" for mode in modes) + "->" + modes
-    target = jnp.einsum(equation, *factors)
-    norm = math.sqrt(size) if frobenius_norm is None else frobenius_norm
-    target = target * (norm / jnp.linalg.norm(target.ravel()))
+    target = rescaled(low_rank(factor_key, tuple(shape), rank), frobenius_norm)
     # In NumPy: JAX would compile these few operations anew for every number of observations.
     array: Any = jnp if isinstance(target, jax.core.Tracer) else np
     flat = array.asarray(jax.random.permutation(entry_key, size))[:n_observed]
@@ -142,3 +140,150 @@ def random_low_rank_problem(
     return Completion(
         tuple(shape), indices, values, target, normalization=normalization, loss=loss, room=room
     )
+
+
+def block_completion_problem(
+    key: RandomKey,
+    rows: tuple[int, ...] = (3, 3),
+    columns: tuple[int, ...] = (3, 3),
+    rank: int = 1,
+    *,
+    frobenius_norm: float | None = None,
+    normalization: str = "half_sum",
+    room: int | None = None,
+) -> Completion:
+    r"""Completion of a random low-rank matrix whose blocks on the diagonal are observed.
+
+    $$\Omega = \bigcup_k R_k \times C_k$$
+
+    with disjoint $R_k$ of `rows[k]` rows and $C_k$ of `columns[k]` columns: a disconnected graph of
+    observations with complete components. The ground truth is a solution of lowest rank. The
+    nuclear norm is least where the hidden blocks are zero (and elsewhere), at the sum of the norms
+    of the observed blocks.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `rows`, `columns`: the sizes of the observed blocks, from the top left on.
+    - `rank`, `frobenius_norm`, `normalization`, `room`: as for `random_low_rank_problem`.
+
+    **Returns:** a `Completion` of shape `(sum(rows), sum(columns))`.
+
+    **Raises:** `ValueError` for block sizes below 1 or of different numbers, and a rank below 1.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import factorflow as ff
+        >>> from factorflow.reference import observation_graph
+        >>> problem = ff.block_completion_problem(jax.random.key(0), (2, 3), (3, 2))
+        >>> problem.shape, observation_graph(problem).disconnected_complete
+        ((5, 5), True)
+
+        ```
+    """
+    if not rows or len(rows) != len(columns) or min(*rows, *columns) < 1:
+        raise ValueError(
+            f"rows and columns need one size of 1 or more per block, got {rows} and {columns}."
+        )
+    check_at_least_one(rank=rank)
+    shape = (sum(rows), sum(columns))
+    target = rescaled(low_rank(key, shape, rank), frobenius_norm)
+    owners = [np.repeat(np.arange(len(sizes)), sizes) for sizes in (rows, columns)]
+    indices = np.argwhere(owners[0][:, None] == owners[1][None, :])
+    values = target[tuple(indices.T)]
+    return Completion(shape, indices, values, target, normalization=normalization, room=room)
+
+
+def connected_completion_problem(
+    key: RandomKey,
+    shape: tuple[int, int] = (6, 5),
+    rank: int = 1,
+    n_observed: int = 10,
+    *,
+    frobenius_norm: float | None = None,
+    normalization: str = "half_sum",
+    room: int | None = None,
+) -> Completion:
+    r"""Completion of a random low-rank matrix whose observations form a connected graph.
+
+    Entries are put in random order. Those that join two parts of the graph (rows and columns are
+    vertices, observed entries edges) are observed first: a spanning tree of $d_1 + d_2 - 1$
+    entries. The others follow, in the same order.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `shape`: rows and columns.
+    - `n_observed`: number of observed entries, `rows + columns - 1` or more.
+    - `rank`, `frobenius_norm`, `normalization`, `room`: as for `random_low_rank_problem`.
+
+    **Returns:** a `Completion`.
+
+    **Raises:** `ValueError` for fewer observations than connect, and a rank below 1.
+
+    !!! example
+
+        ```python
+        >>> import jax
+        >>> import factorflow as ff
+        >>> from factorflow.reference import observation_graph
+        >>> problem = ff.connected_completion_problem(jax.random.key(0), (6, 5), n_observed=10)
+        >>> observation_graph(problem).connected
+        True
+
+        ```
+    """
+    size, least = math.prod(shape), sum(shape) - 1
+    if not least <= n_observed <= size:
+        raise ValueError(
+            f"n_observed must be between {least}, which connect, and the {size} entries of shape "
+            f"{shape}, got {n_observed}."
+        )
+    check_at_least_one(rank=rank)
+    factor_key, entry_key = jax.random.split(key)
+    target = rescaled(low_rank(factor_key, shape, rank), frobenius_norm)
+    places = np.asarray(jax.random.permutation(entry_key, size)).reshape(shape)
+    tree = _spanning_tree(places)
+    order = np.where(tree, places - size, places).ravel()
+    indices = np.stack(np.unravel_index(np.argsort(order)[:n_observed], shape), axis=-1)
+    values = target[tuple(indices.T)]
+    return Completion(shape, indices, values, target, normalization=normalization, room=room)
+
+
+def low_rank(key: RandomKey, shape: tuple[int, ...], rank: int) -> FloatArray:
+    """A sum of `rank` outer products of standard Gaussian vectors."""
+    factors = [
+        jax.random.normal(jax.random.fold_in(key, mode), (dim, rank))
+        for mode, dim in enumerate(shape)
+    ]
+    modes = string.ascii_lowercase[: len(shape)]
+    equation = ",".join(f"{mode}Z" for mode in modes) + "->" + modes
+    return jnp.einsum(equation, *factors)
+
+
+def rescaled(target: FloatArray, frobenius_norm: float | None) -> FloatArray:
+    """A ground truth of that Frobenius norm, by default with unit mean square entry."""
+    if frobenius_norm is not None and not 0 < frobenius_norm < math.inf:
+        raise ValueError(f"frobenius_norm must be positive and finite, got {frobenius_norm}.")
+    norm = math.sqrt(target.size) if frobenius_norm is None else frobenius_norm
+    return target * (norm / jnp.linalg.norm(target.ravel()))
+
+
+def _spanning_tree(places: np.ndarray) -> np.ndarray:
+    """Which entries join two parts of the bipartite graph, the lowest places first."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    rows, columns = places.shape
+    weights = np.zeros((rows + columns, rows + columns))
+    weights[:rows, rows:] = places + 1  # zero stands for no edge
+    return minimum_spanning_tree(csr_array(weights)).toarray()[:rows, rows:] > 0
+
+
+def check_at_least_one(**numbers: int) -> None:
+    """Refuse numbers below 1, by their names."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be 1 or more, got {number}.")

@@ -26,6 +26,8 @@ __all__ = ["Minima", "Quantity", "along_loss", "judge_norms", "judge_ranks"]
 
 # A minimum of a norm is known if its interval is this narrow, relative to what is asked.
 _KNOWN = 0.1
+# A distance that falls to this part or less over a decade of loss falls like a power of it.
+_FALLS = 0.8
 _EXPONENTS = {"nuclear_norm": 1.0, "frobenius_norm": 2.0, "spectral_norm": math.inf}
 
 
@@ -36,14 +38,15 @@ class Quantity:
     **Attributes:**
 
     - `name`: a measure's name, or `"rank"`.
-    - `limit`, `limit_error`: median over seeds; infinite where it diverges.
+    - `limit`, `limit_error`: median over seeds, and an error that covers every seed's limit with
+        its own error; both infinite where it diverges.
     - `infimum_lower`, `infimum_upper`: an interval of the infimum over the solutions.
     - `attained`: whether a solution attains it; `None` if that is not known.
     - `ratio`: `limit / infimum_upper`.
     - `status`: see `what_is_minimized`.
     - `loss_slope`: the largest slope of its logarithm against that of the loss, of all runs.
-    - `trend`: change of the ratio's excess over 1 from the first scale to the last, as a power of
-        the scale: positive where it falls with the scale.
+    - `trend`: by what factor the ratio's distance from 1 falls from the first scale to the last: 1
+        where it stays.
     - `ratios`: ratio at the end of every run, shape `(scales, seeds)`.
     - `decisive`: whether it counts in the verdict: its minimum is known.
     """
@@ -124,7 +127,6 @@ def judge_norms(
     for name, minimum in minima.norms.items():
         limits = _limits(runs, along_loss(runs, name))
         over_scales = _over_scales(runs, scales, limits)
-        # A limit of the runs is a solution too: where it is lower, it is the best known.
         best = minimum.value
         ends = np.array([[limit.value for limit in row] for row in limits])
         known = minimum.certified or minimum.value - minimum.lower <= _KNOWN * tolerance * best
@@ -143,18 +145,26 @@ def judge_ranks(
     count = logs.shape[-1]
     # Distances to the matrices of rank k, over the size of the least solution.
     last = _last_usable(runs)
-    tails = np.stack(
-        [_at(np.exp(_log_norm(logs[..., k:], 2.0)), last) / minima.size for k in range(1, count)]
-        + [np.zeros(last.shape)],
-        axis=-1,
-    )
+    before = np.searchsorted(-runs.losses, -10 * runs.losses[np.maximum(last, 0)])
+    distances = [np.exp(_log_norm(logs[..., k:], 2.0)) / minima.size for k in range(1, count)]
+    distances.append(np.zeros(logs.shape[:-1]))
+    tails = np.stack([_at(distance, last) for distance in distances], axis=-1)
+    tails_before = np.stack([_at(distance, before) for distance in distances], axis=-1)
+    falls = tails <= _FALLS * tails_before
     vanish = []
     for seed in range(tails.shape[1]):
         used = int(np.sum(runs.certified[:, seed]))
-        shares = tails[:used, seed]
         of_scales = np.asarray(scales[:used])
         vanish.append(
-            [vanishing_in_scale(of_scales, shares[:, k], tolerance) for k in range(count)]
+            [
+                vanishing_in_scale(
+                    of_scales,
+                    tails[:used, seed, k],
+                    tolerance,
+                    falls_with_loss=bool(used and falls[used - 1, seed, k]),
+                )
+                for k in range(count)
+            ]
         )
     ranks = minima.ranks
     lower, upper = ranks.infimal_lower, minima.highest_infimum
@@ -163,10 +173,12 @@ def judge_ranks(
         low, high = _rank(row)
         statuses.append(_rank_status(low, high, lower, upper))
         known = low == high
-        limits.append(Limit("converges" if known else "unsettled", low, 0 if known else np.inf))
-    at_runs = np.argmax(tails <= tolerance, axis=-1) + 1.0
+        kind, error = ("converges", 0.0) if known else ("unsettled", np.inf)
+        limits.append(Limit(kind, float(low), error))
+    at_runs = np.where(last >= 0, np.argmax(tails <= tolerance, axis=-1) + 1.0, np.nan)
     attained = ranks.attained
-    rank = _quantity("rank", limits, at_runs / upper, statuses, (lower, upper), attained, True)
+    interval = float(lower), float(upper)
+    rank = _quantity("rank", limits, at_runs / upper, statuses, interval, attained, True)
     return [rank, _effective_rank(runs, minima, scales, tolerance)]
 
 
@@ -229,7 +241,7 @@ def _quantity(
     return Quantity(
         name=name,
         limit=limit,
-        limit_error=float(np.max([limit.error for limit in limits])),
+        limit_error=_error(limit, limits),
         infimum_lower=float(interval[0]),
         infimum_upper=float(interval[1]),
         attained=attained,
@@ -242,8 +254,14 @@ def _quantity(
     )
 
 
+def _error(middle: float, limits: list[Limit]) -> float:
+    """How far off the middle every one of the limits may be."""
+    if not np.all(np.isfinite([limit.value for limit in limits])):
+        return np.inf
+    return max(abs(limit.value - middle) + limit.error for limit in limits)
+
+
 def _trend(ratios: NDArray[np.float64]) -> float:
-    """By what factor the excess over 1 falls from the first scale to the last; 1 where it stays."""
     with np.errstate(invalid="ignore", divide="ignore"):
         excess = np.median(np.abs(ratios - 1), axis=1)
         return float(excess[0] / excess[-1]) if excess[-1] > 0 else np.inf
@@ -257,6 +275,8 @@ def _norm_status(limit: Limit, best: float, known: bool, tolerance: float) -> st
     excess, error = limit.value / best - 1, limit.error / best
     if excess - error > tolerance:
         return "above"
+    if known and excess < -tolerance:
+        return "undecided"  # below a proved minimum: not the limit of solutions that count
     if error <= tolerance and excess <= tolerance:
         return "minimized" if known else "at best known"
     return "undecided"
@@ -264,9 +284,10 @@ def _norm_status(limit: Limit, best: float, known: bool, tolerance: float) -> st
 
 def _rank(vanish: list[bool | None]) -> tuple[int, int]:
     """Bounds on the rank of a limit whose distances to rank 1, 2, ... vanish or not."""
-    low = 1 + next((k for k, gone in enumerate(vanish) if gone is not False), len(vanish) - 1)
     high = 1 + next((k for k, gone in enumerate(vanish) if gone), len(vanish) - 1)
-    return low, high
+    # What stays away from rank k stays away from lower ranks too.
+    stays = max((k + 1 for k, gone in enumerate(vanish) if gone is False), default=0)
+    return min(1 + stays, high), high
 
 
 def _rank_status(low: int, high: int, lower: int, upper: int) -> str:

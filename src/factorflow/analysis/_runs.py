@@ -19,10 +19,10 @@ from factorflow._initializer.base import Sign
 from factorflow._observe import AtLosses, Stop
 from factorflow._problem import AbstractProblem
 from factorflow._product import Dense
-from factorflow._spec import RunSpec, prepare
+from factorflow._spec import RunSpec, as_arrays, prepare
 from factorflow._trajectory import Trajectory
 
-__all__ = ["Runs", "certified_runs", "default_initializer"]
+__all__ = ["Runs", "at_scale", "certified_runs", "default_initializer"]
 
 # Rows per decade of loss; the first at a tenth of the loss of the zero matrix.
 _PER_DECADE = 4
@@ -97,6 +97,7 @@ def certified_runs(
     say: Callable[[str], None],
 ) -> Runs:
     """Flows from every scale and seed down to `loss_ratio` of the loss of the zero matrix."""
+    problem = as_arrays(problem, jnp.float64)
     start = float(problem.loss(Dense(jnp.zeros(problem.shape))))
     rows = 1 + round(-_PER_DECADE * np.log10(loss_ratio) - _PER_DECADE)
     losses = start * np.logspace(-1, np.log10(loss_ratio), rows)

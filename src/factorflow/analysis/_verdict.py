@@ -16,6 +16,7 @@ def verdict_of(quantities: Sequence[Quantity]) -> str:
     """Norm, rank, both, neither or undecided: from norms whose minimum is known, and the rank."""
     rank = next(quantity.status for quantity in quantities if quantity.name == "rank")
     norms = [q for q in quantities if q.decisive and q.name != "rank"]
+    norms.sort(key=lambda q: q.name != "nuclear_norm")  # first among those that tie
     names = ", ".join(q.name for q in norms if q.status == "minimized")
     if rank in _OPEN:
         return "undecided"
@@ -71,8 +72,14 @@ def _of_rank(rank: Quantity, minima: Minima) -> str:
     infimum = f"the infimal rank of the solutions is {known}"
     if minima.ranks.attained is False:
         infimum += f", attained by no solution (minimal rank {minima.ranks.minimal_lower} or more)"
-    at_least = " or more" if np.isinf(rank.limit_error) else ""
-    return f"The limit has rank {rank.limit:g}{at_least}; {infimum}."
+    if np.isinf(rank.limit_error):
+        found = f"{rank.limit:g} or more"
+    elif rank.limit_error > 0:  # seeds disagree
+        low, high = rank.limit - rank.limit_error, rank.limit + rank.limit_error
+        found = f"between {low:g} and {high:g}, by seed"
+    else:
+        found = f"{rank.limit:g}"
+    return f"The limit has rank {found}; {infimum}."
 
 
 def _of_effective_rank(effective: Quantity) -> str:

@@ -20,9 +20,9 @@ from factorflow.analysis._quantities import (
     judge_norms,
     judge_ranks,
 )
-from factorflow.analysis._runs import Runs, certified_runs, default_initializer
+from factorflow.analysis._runs import Runs, at_scale, certified_runs, default_initializer
 from factorflow.analysis._verdict import explain, verdict_of
-from factorflow.reference import SolutionSet, require_solutions
+from factorflow.reference import SolutionSet
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,6 +34,7 @@ NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm", "schatten_norm[0.5]"
 # certified and leave the verdict open, so many more follow, up to a number.
 SCALES = tuple(10.0**-k for k in range(2, 9))
 _MORE, _MOST = 6, 19
+_LEAST_SCALE = 1e-150
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +171,8 @@ def what_is_minimized(
     - `dynamics`: a flow; `None` follows products up to 3x3 in coordinates of their own, others by
         an explicit method first.
     - `loss_ratio`: flows end at this share of the loss of the zero matrix.
-    - `tolerance`: relative; what counts as equal to a minimum, or as a vanished singular value.
+    - `tolerance`: relative; what counts as equal to a minimum, and below which a singular value
+        that falls counts as vanished.
     - `progress`: called with a line before each stage, e.g. `print`.
 
     **Returns:** `Minimized`; `print` it, or draw it with `factorflow.drawing.draw_minimized`.
@@ -207,7 +209,12 @@ def what_is_minimized(
     seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
     _check_numbers(seeds, norms, loss_ratio, tolerance)
     solutions = SolutionSet.of(problem)
-    require_solutions(solutions)
+    if solutions.inconsistency > solutions.slack:
+        raise ValueError(
+            "The observations contradict each other: no matrix has a residual below "
+            f"{solutions.inconsistency:.6g}, so there are no solutions to compare with. Drop the "
+            "observations that contradict, or average them."
+        )
     if solutions.dimension == 0:
         raise ValueError(
             "The observations determine every entry: there is a single solution, and whatever fits "
@@ -218,8 +225,9 @@ def what_is_minimized(
             "All observations are zero: the zero matrix is the solution of least norm and rank, "
             "and flow from it does not move. Give observations that are not all zero."
         )
-    minima = Minima.of(problem, norms, semidefinite=semidefinite, say=say)
     start = initializer or default_initializer(factorization, determinant)
+    at_scale(start, chosen[0])  # refuses before minima are searched
+    minima = Minima.of(problem, norms, semidefinite=semidefinite, say=say)
 
     def flows(of_scales: tuple[float, ...]) -> Runs:
         with jax.enable_x64(True):
@@ -276,6 +284,11 @@ def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
         raise ValueError(
             f"scales must be two or more positive numbers that fall, got {list(numbers)}: what "
             "happens as they vanish is the question."
+        )
+    if numbers[-1] < _LEAST_SCALE:
+        raise ValueError(
+            f"The scale {numbers[-1]:g} underflows: flows compute with squares of products, which "
+            f"float64 does not hold below it. End at {_LEAST_SCALE:g} or above."
         )
     return numbers
 

@@ -120,7 +120,7 @@ def _draw_norms(ax: "Axes", answer: "Minimized") -> None:
 def _ticks(edge: float) -> list[float]:
     """One and a few round ratios up to the edge, spread evenly on a logarithmic axis."""
     ticks, gap = [1.0], edge**0.12
-    for tick in (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 4, 5, 6, 8):
+    for tick in (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0):
         if ticks[-1] * gap <= tick <= edge:
             ticks.append(tick)
     return ticks

@@ -9,11 +9,18 @@ if TYPE_CHECKING:
 __all__ = ["PAPERS", "SCALES", "load_paper"]
 
 PAPERS = {
+    "gunasekar_2017": "Implicit regularization in matrix factorization (NeurIPS 2017)",
+    "arora_cohen_hu_luo_2019": (
+        "Implicit regularization in deep matrix factorization (NeurIPS 2019)"
+    ),
     "razin_cohen_2020": (
         "Implicit regularization in deep learning may not be explainable by norms (NeurIPS 2020)"
     ),
     "razin_maman_cohen_2021": "Implicit regularization in tensor factorization (ICML 2021)",
     "li_luo_lyu_2021": "Greedy low-rank learning: what matrix factorization does (ICLR 2021)",
+    "bai_2024": (
+        "Connectivity shapes implicit regularization in matrix factorization (NeurIPS 2024)"
+    ),
 }
 
 SCALES = ("quick", "paper", "beyond")

@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from factorflow._problem import AbstractProblem
 from factorflow.reference._inputs import require_at_least
-from factorflow.reference.solutions.solution_set import SolutionSet
+from factorflow.reference.solutions.solution_set import SolutionSet, require_solutions
 
 __all__ = ["lowest_semidefinite_rank"]
 
@@ -21,7 +21,7 @@ def lowest_semidefinite_rank(
     problem: AbstractProblem,
     *,
     lower: int = 1,
-    tolerance: float = 1e-8,
+    tolerance: float | None = None,
     starts: int = 8,
     seed: int = 0,
 ) -> tuple[int, NDArray[np.float64]] | None:
@@ -36,13 +36,15 @@ def lowest_semidefinite_rank(
 
     - `problem`: a `Completion` or `Sensing` of square matrices.
     - `lower`: the lowest rank to try.
-    - `tolerance`: the residual relative to $\|b\|$ that counts as zero.
+    - `tolerance`: the residual relative to $\|b\|$ that counts as zero. By default 1e-8, and 1e-5
+        for observations in single precision.
     - `starts`: per rank.
     - `seed`: of the random starts.
 
     **Returns:** the rank and the solution, or `None` where no rank succeeded.
 
-    **Raises:** `ValueError` for problems that are not square.
+    **Raises:** `ValueError` for problems that are not square, for observations that no matrix fits
+    and for arguments out of range.
 
     !!! example
 
@@ -59,8 +61,19 @@ def lowest_semidefinite_rank(
     rows, columns = solutions.shape
     if rows != columns:
         raise ValueError(f"Semidefinite solutions are square, this problem is {rows}x{columns}.")
+    require_solutions(solutions)
     require_at_least("lower", lower, 0, "ranks count from 0")
+    if lower > rows:
+        raise ValueError(f"lower must be at most {rows}, got {lower}: no rank is higher.")
     require_at_least("starts", starts, 1, "one start or more")
+    require_at_least("seed", seed, 0, "pass a seed as numpy.random.default_rng takes it")
+    if tolerance is None:
+        tolerance = 1e-8 if solutions.epsilon < 1e-10 else 1e-5
+    if not 0 < tolerance < 1:
+        raise ValueError(
+            f"tolerance must lie between 0 and 1, got {tolerance}: it is relative to the norm of "
+            "the observations, and no residual is exactly zero; pass 1e-8."
+        )
     size = float(np.linalg.norm(solutions.values))
     if size == 0.0:
         return 0, np.zeros(solutions.shape)
@@ -97,7 +110,7 @@ def _fit(
     found = least_squares(
         residual,
         start.reshape(-1),
-        jacobian,
+        jacobian,  # pyright: ignore[reportArgumentType]
         method="trf",
         xtol=1e-15,
         ftol=1e-15,
