@@ -43,8 +43,12 @@ def is_abstract(cls: type) -> bool:
 
 
 def concrete(cls: type) -> set[type]:
+    """All but those that a private module keeps for itself."""
     import_everything()
-    return {sub for sub in subclasses(cls) if not is_abstract(sub)}
+    private = re.compile(r"factorflow\.[^.]+(\.[^.]+)*\._")
+    return {
+        sub for sub in subclasses(cls) if not is_abstract(sub) and not private.match(sub.__module__)
+    }
 
 
 def exported(package: str) -> set[type]:

@@ -46,6 +46,8 @@ REFERENCES = {
     ff.razin_cohen_problem: razin_cohen_table,
     ff.random_low_rank_problem: unfolding_ranks,
     razin_cohen_parameters: razin_cohen_table,
+    ff.block_completion_problem: unfolding_ranks,
+    ff.connected_completion_problem: unfolding_ranks,
 }
 
 
@@ -232,7 +234,7 @@ def test_blocks_on_the_diagonal_are_observed():
     expected[:2, :3] = expected[2, 3] = expected[3:, 4] = True
     np.testing.assert_array_equal(mask_of(problem), expected)
     assert problem.values.shape == (9,)
-    assert unfolding_ranks(problem.target) == [1, 1]
+    assert REFERENCES[ff.block_completion_problem](problem.target) == [1, 1]
     assert float(problem.loss(ff.Dense(problem.target))) == 0.0
     assert_close(jnp.sqrt(jnp.sum(problem.target**2)), 5.0)
 
@@ -244,7 +246,7 @@ def test_connected_observations(n_observed):
         mask = mask_of(problem)
         assert mask.sum() == n_observed == len(problem.values)
         assert np.all(reachable(mask))
-        assert unfolding_ranks(problem.target) == [2, 2]
+        assert REFERENCES[ff.connected_completion_problem](problem.target) == [2, 2]
         np.testing.assert_array_equal(
             problem.values, np.asarray(problem.target)[tuple(problem.indices.T)]
         )

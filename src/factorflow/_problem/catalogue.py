@@ -1,7 +1,6 @@
 """The named completion problems of the field."""
 
 import math
-import string
 from typing import Any
 
 import jax
@@ -11,17 +10,15 @@ import numpy as np
 
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.completion import Completion
-from factorflow._types import FloatArray, Penalty, RandomKey
+from factorflow._problem.ground_truth import check_at_least_one, low_rank, rescaled
+from factorflow._types import Penalty, RandomKey
 
 __all__ = [
     "block_completion_problem",
-    "check_at_least_one",
     "connected_completion_problem",
-    "low_rank",
     "random_low_rank_problem",
     "razin_cohen_parameters",
     "razin_cohen_problem",
-    "rescaled",
 ]
 
 
@@ -252,25 +249,6 @@ def connected_completion_problem(
     return Completion(shape, indices, values, target, normalization=normalization, room=room)
 
 
-def low_rank(key: RandomKey, shape: tuple[int, ...], rank: int) -> FloatArray:
-    """A sum of `rank` outer products of standard Gaussian vectors."""
-    factors = [
-        jax.random.normal(jax.random.fold_in(key, mode), (dim, rank))
-        for mode, dim in enumerate(shape)
-    ]
-    modes = string.ascii_lowercase[: len(shape)]
-    equation = ",".join(f"{mode}Z" for mode in modes) + "->" + modes
-    return jnp.einsum(equation, *factors)
-
-
-def rescaled(target: FloatArray, frobenius_norm: float | None) -> FloatArray:
-    """A ground truth of that Frobenius norm, by default with unit mean square entry."""
-    if frobenius_norm is not None and not 0 < frobenius_norm < math.inf:
-        raise ValueError(f"frobenius_norm must be positive and finite, got {frobenius_norm}.")
-    norm = math.sqrt(target.size) if frobenius_norm is None else frobenius_norm
-    return target * (norm / jnp.linalg.norm(target.ravel()))
-
-
 def _spanning_tree(places: np.ndarray) -> np.ndarray:
     """Which entries join two parts of the bipartite graph, the lowest places first."""
     from scipy.sparse import csr_array
@@ -280,10 +258,3 @@ def _spanning_tree(places: np.ndarray) -> np.ndarray:
     weights = np.zeros((rows + columns, rows + columns))
     weights[:rows, rows:] = places + 1  # zero stands for no edge
     return minimum_spanning_tree(csr_array(weights)).toarray()[:rows, rows:] > 0
-
-
-def check_at_least_one(**numbers: int) -> None:
-    """Refuse numbers below 1, by their names."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be 1 or more, got {number}.")

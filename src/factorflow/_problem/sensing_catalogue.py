@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from factorflow._names import named
-from factorflow._problem.catalogue import check_at_least_one, low_rank, rescaled
+from factorflow._problem.ground_truth import check_at_least_one, low_rank, rescaled
 from factorflow._problem.sensing import Sensing
 from factorflow._types import FloatArray, RandomKey
 
