@@ -21,7 +21,7 @@ def verdict_of(quantities: Sequence[Quantity]) -> str:
     if rank in _OPEN:
         return "undecided"
     if names:
-        return f"both: {names}" if rank == "minimized" else f"norm: {names}"
+        return "both" if rank == "minimized" else f"norm: {names}"
     if not norms or any(q.status in _OPEN for q in norms):
         return "undecided"
     if rank == "minimized":

@@ -43,7 +43,7 @@ class Minimized:
 
     **Attributes:**
 
-    - `verdict`: `"norm: NAME, ..."`, `"rank"`, `"both: NAME, ..."`, `"neither"` or `"undecided"`.
+    - `verdict`: `"norm: NAME, ..."`, `"rank"`, `"both"`, `"neither"` or `"undecided"`.
     - `explanation`: why, in a few sentences.
     - `quantities`: a `Quantity` per norm and rank.
     - `minima`: the minimum-norm solutions and the ranks of the solution set.
@@ -151,7 +151,7 @@ def what_is_minimized(
     - `"undecided"`: the runs do not say: not certified, not settled, or seeds disagree.
 
     **Verdict.** `"norm: NAME"` where norms are minimized and the rank is above its infimum,
-    `"rank"` where the limit has the infimal rank and no norm is minimized, `"both: NAME"` where the
+    `"rank"` where the limit has the infimal rank and no norm is minimized, `"both"` where the
     same limit does both, `"neither"`, or `"undecided"`. Norms that tie are listed, the nuclear norm
     first. Quasi-norms are shown, but decide nothing.
 
