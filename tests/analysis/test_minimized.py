@@ -355,6 +355,7 @@ def test_starts_that_have_no_scale_are_refused():
         ({"loss_ratio": 1e-3}, "at most 1e-4, got 0.001"),
         ({"tolerance": 0.0}, "tolerance must lie .* got 0.0"),
         ({"tolerance": 0.1}, "tolerance must lie .* got 0.1"),
+        ({"dynamics": ff.GradientDescent(1e-2)}, "dynamics must be a flow, got GradientDescent"),
     ],
 )
 def test_bad_options_are_refused(options, words):

@@ -207,6 +207,11 @@ def what_is_minimized(
     say = progress or (lambda line: None)
     chosen = SCALES if scales is None else _checked_scales(scales)
     seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
+    if dynamics is not None and not dynamics.continuous:
+        raise ValueError(
+            f"dynamics must be a flow, got {type(dynamics).__name__}: limits of descent depend on "
+            "its step."
+        )
     _check_numbers(seeds, norms, loss_ratio, tolerance)
     solutions = SolutionSet.of(problem)
     if solutions.inconsistency > solutions.slack:
