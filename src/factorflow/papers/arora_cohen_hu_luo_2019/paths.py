@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from factorflow._certificate import DOUBTS
 from factorflow.experiments import Experiment
@@ -17,6 +18,8 @@ __all__ = ["KEPT", "along", "believed", "reached"]
 KEPT = 8
 
 
+# Threads of one small decomposition wait for each other ten times as long as it takes.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def along(dataset: "xr.Dataset", experiments: list[Experiment]) -> "xr.Dataset":
     r"""Every row's leading singular values, and the gradient in the bases of their vectors.
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURE"]
 
+# With 30 rows, larger ones are not small: from 1e-3 depth 3 ends at three quarters of the error of
+# the least nuclear norm.
+LARGEST = 1e-4
+
 
 def draw(dataset: "xr.Dataset", overlays: Overlays):
     """Errors above, nuclear norms over the least below; one column per number of measurements."""
@@ -84,14 +88,19 @@ FIGURE = Figure(
         "that fit (dash-dotted black, certified). Grey: the ground truth."
         "\n\n"
         "With few measurements the matrix of least nuclear norm is not the ground truth, while "
-        "depth 3 ends near it, at a larger norm. With many both recover it."
+        "depth 3 ends near it from small initializations, at a larger norm. With many both recover "
+        "it."
     ),
     experiments=sensings,
     draw=draw,
     derive=ends,
     claims=(
         few_claim(
-            "sensing", MEASUREMENTS[0], "measurements", f"{SOURCE}, appendix: matrix sensing"
+            "sensing",
+            MEASUREMENTS[0],
+            "measurements",
+            f"{SOURCE}, appendix: matrix sensing",
+            LARGEST,
         ),
         Claim(
             id="sensing.norm",

@@ -4,8 +4,12 @@ from factorflow._dynamics import GradientFlow
 from factorflow._factorization import DeepMatrix
 from factorflow._initializer import Balanced
 from factorflow._observe import AbstractObservation, AtEnd, AtLosses, Stop
-from factorflow.experiments import AbstractTask, Experiment, RandomLowRankTask
-from factorflow.experiments.task import RandomSensingTask
+from factorflow.experiments import (
+    AbstractTask,
+    Experiment,
+    RandomLowRankTask,
+    RandomSensingTask,
+)
 
 __all__ = [
     "FEW",

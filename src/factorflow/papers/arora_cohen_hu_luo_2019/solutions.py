@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from factorflow.experiments import Experiment
 from factorflow.reference import minimum_norm
@@ -31,6 +32,8 @@ class _References:
     certified: bool
 
 
+# Threads of one small decomposition wait for each other ten times as long as it takes.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def ends(dataset: "xr.Dataset", experiments: list[Experiment]) -> "xr.Dataset":
     """The last row of every run, beside what there is to know about its problem.
 
