@@ -10,13 +10,26 @@ import pytest
 import factorflow as ff
 from experiments.common import base
 from factorflow._spec import structure
-from factorflow.experiments import Experiment, RandomLowRankTask, RazinCohenTask, sweep
+from factorflow.experiments import (
+    BlockCompletionTask,
+    CommutingSensingTask,
+    ConnectedCompletionTask,
+    Experiment,
+    RandomLowRankTask,
+    RandomSensingTask,
+    RazinCohenTask,
+    sweep,
+)
 from factorflow.experiments.codec import KINDS, decode, encode
 
 EXAMPLES = [
     RazinCohenTask(dim=3, eps=0.05),
     RandomLowRankTask(shape=(4, 3), rank=1, n_observed=5, frobenius_norm=1.0),
     RandomLowRankTask(shape=(4, 3), rank=1, n_observed=5, loss="huber", room=12),
+    BlockCompletionTask(rows=(2, 2), columns=(1, 3), rank=1),
+    ConnectedCompletionTask(shape=(4, 3), rank=1, n_observed=8, room=12),
+    RandomSensingTask(shape=(4, 4), rank=1, n_measurements=6, semidefinite=True),
+    CommutingSensingTask(dim=4, rank=2, n_measurements=2, basis="random"),
     ff.DeepMatrix((4, 3), depth=3, hidden=(5, 2)),
     ff.DeepMatrix((4, 3), depth=3),
     ff.CP((4, 3, 2), rank=5),
