@@ -13,6 +13,9 @@ from factorflow.analysis._limits import (
     vanishing_in_scale,
 )
 
+# NumPy and drawings are the same in any session: once is enough.
+pytestmark = pytest.mark.x64
+
 # As the runs have them: four rows per decade of loss, down to 1e-10.
 LOSSES = np.logspace(-1, -10, 37)
 ALL = np.ones(LOSSES.shape, bool)

@@ -20,6 +20,9 @@ from factorflow.analysis._runs import Runs
 from factorflow.analysis._verdict import explain, verdict_of
 from factorflow.reference import EffectiveRankBounds, MinimumNorm, SolutionRanks
 
+# NumPy and drawings are the same in any session: once is enough.
+pytestmark = pytest.mark.x64
+
 CLOSED, OPEN = ("minimized", "above", "diverges"), ("undecided", "at best known")
 
 

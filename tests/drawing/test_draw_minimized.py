@@ -10,6 +10,9 @@ from factorflow.analysis._runs import Runs
 from factorflow.drawing import draw_minimized, save_figure
 from factorflow.reference import EffectiveRankBounds, SolutionRanks
 
+# NumPy and drawings are the same in any session: once is enough.
+pytestmark = pytest.mark.x64
+
 SCALES, SEEDS = (1e-2, 1e-3, 1e-4), (0, 1)
 LOSSES = np.logspace(-1, -10, 37)
 STATUSES = ("minimized", "above", "diverges", "at best known", "undecided")

@@ -30,6 +30,9 @@ from factorflow.drawing import (
     write_files,
 )
 
+# NumPy and drawings are the same in any session: once is enough.
+pytestmark = pytest.mark.x64
+
 LOSS = np.logspace(0, -6, 7)
 VALUE = 1 / np.sqrt(LOSS)
 

@@ -26,6 +26,9 @@ from factorflow.report import (
 from factorflow.report.svg import inline_svg
 from factorflow.report.values import duration
 
+# NumPy and drawings are the same in any session: once is enough.
+pytestmark = pytest.mark.x64
+
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
 

@@ -59,6 +59,11 @@ def explain(verdict: str, quantities: Sequence[Quantity], minima: Minima, runs: 
             f"{int(np.sum(bad))} of {bad.size} flows are not certified as a whole; the first: "
             f"{runs.explanations[first]}"
         )
+    if any("determinant" in text for text in runs.explanations[bad]):
+        sentences.append(
+            "`dynamics=GradientFlow()` follows square products up to 12x12 in coordinates that "
+            "keep the sign of the determinant, at the price of minutes to compile."
+        )
     if verdict == "undecided":
         sentences.append(
             "Smaller scales, a smaller loss_ratio or more seeds may decide what is undecided."
