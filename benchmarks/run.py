@@ -12,6 +12,7 @@ import squares
 import startup
 import tensor_rank
 import tensors
+import verdicts
 from timing import table
 
 PARTS = {
@@ -23,6 +24,7 @@ PARTS = {
     "tensors": tensors,
     "tensor_rank": tensor_rank,
     "minimum_norm": minimum_norm,
+    "verdicts": verdicts,
     "figures": figures,
 }
 

@@ -343,3 +343,15 @@ def test_the_tolerance_is_what_counts_as_zero():
     assert vanishes(shares, 1e-1) is True
     assert vanishes(shares, 1e-2, falls_with_loss=True) is True
     assert vanishes(shares, 1e-3, falls_with_loss=True) is False
+
+
+def test_only_certified_rows_show_divergence():
+    """Rows that are usable but not certified may end a limit, never a theorem."""
+    losses = np.logspace(-1, -8, 29)
+    rows = np.ones(losses.shape, bool)
+    doubtful = rows.copy()
+    doubtful[-3] = False
+    assert limit_in_loss(losses, losses**-0.5, rows, rows).kind == "diverges"
+    assert limit_in_loss(losses, losses**-0.5, rows, doubtful).kind == "unsettled"
+    # Where it settles, they do.
+    assert limit_in_loss(losses, 1 + losses, rows, doubtful).kind == "converges"

@@ -236,7 +236,7 @@ def made_up(second, usable=None):
     words = np.full((len(SCALES), 1), "flow_faithful")
     if usable is None:
         usable = np.ones((len(SCALES), 1, 37), bool)
-    return Runs(LOSSES, logs, usable, np.ones((len(SCALES), 1, 2, 2)), *[words] * 4)
+    return Runs(LOSSES, logs, usable, usable, np.ones((len(SCALES), 1, 2, 2)), *[words] * 4)
 
 
 def known(infimal=1, norm=1.0, certified=True):
@@ -351,7 +351,7 @@ def explained(status, verdict="neither", rank=(2.0, 0.0), attained=True, runs=("
     verdicts = np.array([runs])
     words = np.array([[f"run {k} drifts" for k in range(len(runs))]])
     usable = np.ones((1, len(runs), 1), bool)
-    record = Runs(nothing[0], nothing, usable, nothing, verdicts, verdicts, words, verdicts)
+    record = Runs(nothing[0], nothing, usable, usable, nothing, verdicts, verdicts, words, verdicts)
     return explain(verdict, quantities, minima, record)
 
 

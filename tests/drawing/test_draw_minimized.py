@@ -43,7 +43,7 @@ def answer(quantities, verdict, certified=3):
     values = np.broadcast_to(np.stack([logs, -logs], axis=-1), (*shape, 37, 2))
     usable = np.broadcast_to(np.arange(3)[:, None, None] < certified, (*shape, 37))
     words = np.full(shape, "flow_faithful")
-    runs = Runs(LOSSES, values, usable, np.ones((*shape, 2, 2)), words, words, words, words)
+    runs = Runs(LOSSES, values, usable, usable, np.ones((*shape, 2, 2)), words, words, words, words)
     eye = np.eye(2)
     ranks = SolutionRanks(2, 2, 1, 1, eye, eye, 1e-8, ())
     minima = Minima({}, ranks, EffectiveRankBounds(1.0, 1.0, False, eye, True), 1, 1.0)

@@ -9,7 +9,7 @@ import pytest
 
 import factorflow as ff
 from experiments.common import base
-from factorflow.experiments import Store, run, sweep
+from factorflow.experiments import RandomLowRankTask, Store, run, sweep
 
 # The package's `run` is the function.
 module = importlib.import_module("factorflow.experiments.run")
@@ -145,3 +145,38 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "1/1" in captured.err
+
+
+def test_what_takes_longest_begins_first(tmp_path, monkeypatch):
+    descents = sweep(base(), **{"factorization.hidden": [2, 3]})
+    flow = base().replace(dynamics=ff.GradientFlow("Tsit5"))
+    begun = []
+
+    def timed(chunk):
+        begun.append(chunk.specs[0])
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "_timed", timed)
+    with ThreadPoolExecutor(1) as one, pytest.raises(InterruptedError):
+        run([*descents, flow], tmp_path / "store", executor=one, progress=False)
+    assert begun[0].dynamics.continuous
+    chunks = [module._Chunk(None, [], [e.build()], 1, "cheap") for e in [*descents, flow]]
+    narrow, wide, longest = map(module._cost, chunks)
+    assert narrow < wide < longest
+
+
+def test_runs_that_go_one_by_one_share_files():
+    alone = base().replace(
+        task=small_tensor(),
+        factorization=ff.CP((3, 3, 3), rank=2),
+        observe=ff.AtEnd(),
+        initializer=ff.Gaussian(factor_scale=0.1),
+        dynamics=ff.MultirateFlow(),
+        measures=["loss"],
+    )
+    chunks = module._chunks(sweep(alone, seed=range(9)), 64)
+    assert [len(chunk.specs) for chunk in chunks] == [4, 4, 1]
+
+
+def small_tensor():
+    return RandomLowRankTask(shape=(3, 3, 3), rank=1, n_observed=20)

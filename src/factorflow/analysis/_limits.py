@@ -50,7 +50,10 @@ class Limit:
 
 
 def limit_in_loss(
-    losses: NDArray[np.float64], values: NDArray[np.float64], usable: NDArray[np.bool_]
+    losses: NDArray[np.float64],
+    values: NDArray[np.float64],
+    usable: NDArray[np.bool_],
+    trusted: NDArray[np.bool_] | None = None,
 ) -> Limit:
     """The limit of one run's quantity as its loss vanishes.
 
@@ -61,9 +64,10 @@ def limit_in_loss(
 
     - `losses`: of the rows, decreasing, shape `(rows,)`.
     - `values`: positive or zero, shape `(rows,)`.
-    - `usable`: rows that are certified. None after the first that is not is used.
+    - `usable`: rows that can be read. None after the first that cannot is used.
+    - `trusted`: rows that are certified, all usable ones by default: only these show divergence.
     """
-    count = int(np.argmin(usable)) if not np.all(usable) else len(usable)
+    count = int(np.sum(np.cumprod(usable)))
     if count < 2:
         return Limit("unsettled", float(values[0]) if count else np.nan, np.inf)
     logs, values = np.log10(losses[:count]), values[:count]
@@ -71,7 +75,8 @@ def limit_in_loss(
     near = logs <= logs[-1] + DECADES + _REGULAR
     decades = float(np.ptp(logs[near]))
     slope = _slope(logs[near], values[near])
-    if slope <= DIVERGENCE and decades >= DECADES - _REGULAR:
+    certified = trusted is None or bool(np.all(trusted[:count][near]))
+    if slope <= DIVERGENCE and decades >= DECADES - _REGULAR and certified:
         return Limit("diverges", np.inf, np.inf, slope, decades)
     before, earlier = (float(np.interp(-logs[-1] - k, -logs, values)) for k in (1.0, 2.0))
     change = last - before

@@ -212,7 +212,10 @@ def _limits(runs: Runs, values: NDArray[np.float64]) -> list[list[Limit]]:
     """Limits in loss, by scale and seed."""
     scales, seeds = values.shape[:2]
     return [
-        [limit_in_loss(runs.losses, values[i, j], runs.usable[i, j]) for j in range(seeds)]
+        [
+            limit_in_loss(runs.losses, values[i, j], runs.usable[i, j], runs.trusted[i, j])
+            for j in range(seeds)
+        ]
         for i in range(scales)
     ]
 
@@ -315,10 +318,7 @@ def _log_norm(logs: NDArray[np.float64], p: float) -> NDArray[np.float64]:
 
 def _last_usable(runs: Runs) -> NDArray[np.intp]:
     """The last row of every run up to which all can be used; -1 where none can."""
-    first_bad = np.where(
-        np.all(runs.usable, axis=-1), runs.usable.shape[-1], np.argmin(runs.usable, axis=-1)
-    )
-    return first_bad - 1
+    return np.sum(np.cumprod(runs.usable, axis=-1), axis=-1) - 1
 
 
 def _at(values: NDArray[np.float64], rows: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -42,13 +42,14 @@ _SPARE_DECADES = 3
 class Runs(NamedTuple):
     """What was recorded, with leading axes (scale, seed).
 
-    `losses` has shape (rows,), `log_singular_values` (..., rows, values), `usable` (..., rows):
-    rows that were reached and are certified, or that can be off by the drift of the balance only
-    and do not move when the flow starts off balance by much more.
+    `losses` has shape (rows,), `log_singular_values` (..., rows, values), `trusted` (..., rows):
+    rows that were reached and are certified; `usable` are these, and those that can be off by the
+    drift of the balance only and do not move when the flow starts off balance by much more.
     """
 
     losses: NDArray[np.float64]
     log_singular_values: NDArray[np.float64]
+    trusted: NDArray[np.bool_]
     usable: NDArray[np.bool_]
     products: NDArray[np.float64]
     verdicts: NDArray[np.str_]
@@ -127,6 +128,7 @@ def certified_runs(
     return Runs(
         losses=losses,
         log_singular_values=stacked(lambda run: run.measures["log_singular_values"]),
+        trusted=stacked(_trusted),
         usable=np.array(usable).reshape(*shape, -1),
         products=stacked(lambda run: run.measures["product"][-1]),
         verdicts=stacked(lambda run: run.certificate.verdict),
@@ -190,11 +192,15 @@ def _lane(batch: Trajectory, lane: int) -> Trajectory:
     return jax.tree.map(lambda leaf: np.asarray(leaf[lane]), batch)
 
 
+def _trusted(run: Trajectory) -> NDArray[np.bool_]:
+    return np.asarray(run.reached) & np.asarray(run.certificate.trusted)
+
+
 def _usable(
     specs: list[RunSpec], runs: list[Trajectory], say: Callable[[str], None]
 ) -> list[NDArray[np.bool_]]:
     """Rows of every run that can be used."""
-    certified = [np.asarray(run.reached) & np.asarray(run.certificate.trusted) for run in runs]
+    certified = [_trusted(run) for run in runs]
     drifted = [
         np.asarray(run.reached) & (np.asarray(run.certificate.doubts) == "drift") for run in runs
     ]

@@ -4,16 +4,14 @@ import abc
 
 import equinox as eqx
 
-from factorflow._problem import AbstractProblem
-from factorflow._problem.catalogue import (
+from factorflow._problem import (
+    AbstractProblem,
     block_completion_problem,
+    commuting_sensing_problem,
     connected_completion_problem,
     random_low_rank_problem,
-    razin_cohen_problem,
-)
-from factorflow._problem.sensing_catalogue import (
-    commuting_sensing_problem,
     random_sensing_problem,
+    razin_cohen_problem,
 )
 from factorflow._types import RandomKey
 
