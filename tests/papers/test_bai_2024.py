@@ -8,6 +8,7 @@ import pytest
 
 from factorflow.experiments import run
 from factorflow.papers.bai_2024.results import LEAST, curves
+from papers.common import assert_holds_until_corrupted
 
 pytestmark = pytest.mark.x64
 
@@ -92,11 +93,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("claim_id", CLAIMS)
 def test_a_claim_holds_and_fails_when_its_data_are_corrupted(claim_id, dataset):
     _, claim = CLAIMS[claim_id]
-    verdict = claim(dataset)
-    assert verdict.holds, verdict.measured
-    for mutate in MUTATIONS[claim_id]:
-        mutated = claim(mutate(dataset))
-        assert not mutated.holds, mutated.measured
+    assert_holds_until_corrupted(claim, dataset, MUTATIONS[claim_id])
 
 
 def test_every_claim_has_a_mutation():
