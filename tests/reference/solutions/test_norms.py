@@ -1,6 +1,5 @@
 """Minimum norms against closed forms, brute force over one unknown, and cvxpy."""
 
-import builtins
 import math
 
 import cvxpy
@@ -12,7 +11,6 @@ import scipy.optimize
 
 import factorflow as ff
 from factorflow.reference import minimum_norm
-from factorflow.reference.solutions._extrapolation import Extrapolation
 from factorflow.reference.solutions._splitting import Affine, steps
 from factorflow.reference.solutions.solution_set import SolutionSet
 
@@ -346,94 +344,3 @@ def test_the_problem_s_own_precision_is_kept(dtype):
     least = minimum_norm(ff.razin_cohen_problem(), "spectral_norm")
     assert least.product.dtype == np.float64 and isinstance(least.value, float)
     assert jnp.zeros(1).dtype == dtype
-
-
-# --- Extrapolation
-
-
-def test_extrapolation_solves_linear_maps_in_as_many_steps_as_dimensions():
-    turn = np.linalg.qr(np.random.default_rng(2).standard_normal((3, 3)))[0]
-    contraction, fixed = (turn * [0.999, 0.9, -0.5]) @ turn.T, np.array([1.0, -2.0, 3.0])
-    memory, point, plain = Extrapolation(), np.zeros(3), np.zeros(3)
-    for _ in range(5):
-        end = fixed + contraction @ (point - fixed)
-        plain = fixed + contraction @ (plain - fixed)
-        point = memory.following(point, end)
-    assert np.linalg.norm(plain - fixed) > 0.5
-    np.testing.assert_allclose(point, fixed, atol=1e-9)
-
-
-def test_extrapolation_goes_back_when_it_does_not_help():
-    memory = Extrapolation()
-    zero, first, second = np.zeros(2), np.array([1.0, 0.0]), np.array([1.5, 0.1])
-    np.testing.assert_array_equal(memory.following(zero, first), first)
-    astray = memory.following(first, second)
-    assert np.linalg.norm(astray - second) > 0.3
-    # The map moves further from there than from `first`: on from its plain result.
-    np.testing.assert_array_equal(memory.following(astray, astray + 5), second)
-    # Whatever comes next is taken, having nothing to go back to.
-    np.testing.assert_array_equal(memory.following(second, second + 9), second + 9)
-
-
-# --- Bad input
-
-
-def test_contradictions_name_the_residual():
-    problem = ff.Sensing(np.ones((2, 2, 2)), [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"contradict each other.* 0\.707107"):
-        minimum_norm(problem)
-    near = minimum_norm(problem, tolerance=0.75)
-    assert near.certified and near.residual <= 0.75 * (1 + 1e-9)
-
-
-def test_semidefinite_problems_without_a_solution():
-    with pytest.raises(ValueError, match=r"No positive semidefinite matrix fits"):
-        minimum_norm(ff.Completion((2, 2), [[0, 0]], [-1.0]), semidefinite=True)
-    # A zero on the diagonal leaves no room beside it.
-    with pytest.raises(ValueError, match=r"No symmetric matrix fits.* 0\.707107"):
-        minimum_norm(ff.Completion((2, 2), [[0, 1], [1, 0]], [1.0, 2.0]), semidefinite=True)
-    with pytest.raises(ValueError, match=r"got shape \(2, 3\)"):
-        minimum_norm(ff.Completion((2, 3), [[0, 0]], [1.0]), semidefinite=True)
-
-
-def test_semidefinite_solutions_at_infinity_are_not_certified():
-    # A zero on the diagonal: matrices come near, with ever larger traces, and none fits.
-    least = minimum_norm(ff.razin_cohen_problem(), semidefinite=True, max_iterations=500)
-    assert not least.certified and least.residual > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"norm": "nucular_norm"}, r"Unknown norm 'nucular_norm'. Did you mean 'nuclear_norm'"),
-        ({"norm": "schatten_norm[p]"}, "write a number"),
-        ({"norm": "schatten_norm[x]"}, "Unknown norm"),
-        ({"norm": "schatten_norm[0]"}, "p must be positive"),
-        ({"norm": "schatten_norm[-1]"}, "p must be positive"),
-        ({"tolerance": -0.1}, "tolerance must be 0 or more"),
-        ({"method": "simplex"}, "Unknown method 'simplex'"),
-        ({"accuracy": 0.0}, "accuracy must be at least"),
-        ({"starts": 0}, "starts must be >= 1"),
-        ({"seed": -1}, "seed must be >= 0"),
-        ({"max_iterations": 0}, "max_iterations must be >= 1"),
-        ({"norm": "schatten_norm[0.5]", "semidefinite": True}, "semidefinite=True is for p >= 1"),
-        ({"norm": "schatten_norm[0.5]", "method": "cvxpy"}, "is for p >= 1"),
-        ({"norm": "schatten_norm[3]", "method": "cvxpy"}, "knows p = 1, 2 and inf"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        minimum_norm(ff.razin_cohen_problem(), **arguments)
-
-
-def test_cvxpy_that_is_missing_is_named(monkeypatch):
-    found = builtins.__import__
-
-    def refuse(name, *rest, **more):
-        if name == "cvxpy":
-            raise ImportError(name)
-        return found(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match="factorflow\\[convex\\]"):
-        minimum_norm(ff.razin_cohen_problem(), method="cvxpy")
