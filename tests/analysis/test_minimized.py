@@ -350,6 +350,7 @@ def test_starts_that_have_no_scale_are_refused():
         ({"seeds": (1, 1)}, r"different integers, got \[1, 1\]"),
         ({"norms": ()}, "norms must be a list"),
         ({"norms": ("foo",)}, "foo.*nuclear_norm"),
+        ({"norms": ("foo",), "semidefinite": True}, "foo.*nuclear_norm"),
         ({"norms": ("schatten_norm[-1]",)}, "-1"),
         ({"loss_ratio": 0.0}, "loss_ratio must be .* got 0.0"),
         ({"loss_ratio": 1e-3}, "at most 1e-4, got 0.001"),

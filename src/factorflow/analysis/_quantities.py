@@ -21,6 +21,7 @@ from factorflow.reference import (
     minimum_norm,
     solution_ranks,
 )
+from factorflow.reference.solutions.norms import norm_exponent
 
 __all__ = ["Minima", "Quantity", "along_loss", "judge_norms", "judge_ranks"]
 
@@ -28,7 +29,6 @@ __all__ = ["Minima", "Quantity", "along_loss", "judge_norms", "judge_ranks"]
 _KNOWN = 0.1
 # A distance that falls to this part or less over a decade of loss falls like a power of it.
 _FALLS = 0.8
-_EXPONENTS = {"nuclear_norm": 1.0, "frobenius_norm": 2.0, "spectral_norm": math.inf}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +105,9 @@ class Minima:
         """Minimize each norm, and bound the ranks."""
         say(f"solutions of minimum {', '.join(norms)}")
         found = {
-            norm: minimum_norm(problem, norm, semidefinite=semidefinite and _exponent(norm) >= 1)
+            norm: minimum_norm(
+                problem, norm, semidefinite=semidefinite and norm_exponent(norm) >= 1
+            )
             for norm in norms
         }
         say("lowest ranks among the solutions")
@@ -202,7 +204,7 @@ def along_loss(runs: Runs, name: str) -> NDArray[np.float64]:
     """A norm, or the effective rank, in all rows: shape `(scales, seeds, rows)`."""
     logs = runs.log_singular_values
     if name != "effective_rank":
-        return np.exp(_log_norm(logs, _exponent(name)))
+        return np.exp(_log_norm(logs, norm_exponent(name)))
     shares = logs - logsumexp(logs, axis=-1, keepdims=True)
     terms = np.where(np.isfinite(shares), -np.exp(shares) * shares, 0.0)
     return np.exp(np.sum(np.where(np.isnan(logs), np.nan, terms), axis=-1))
@@ -299,12 +301,6 @@ def _rank_status(low: int, high: int, lower: int, upper: int) -> str:
     if low > upper:
         return "above"
     return "at best known" if low == high == upper else "undecided"
-
-
-def _exponent(name: str) -> float:
-    if name in _EXPONENTS:
-        return _EXPONENTS[name]
-    return float(name.removeprefix("schatten_norm[").removesuffix("]"))
 
 
 def _log_norm(logs: NDArray[np.float64], p: float) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from factorflow.reference.solutions._first_order import by_splitting
 from factorflow.reference.solutions._schatten import smallest_quasi_norm
 from factorflow.reference.solutions.solution_set import SolutionSet, require_solutions
 
-__all__ = ["MinimumNorm", "minimum_norm"]
+__all__ = ["MinimumNorm", "minimum_norm", "norm_exponent"]
 
 _NORMS = ("frobenius_norm", "nuclear_norm", "schatten_norm[p]", "spectral_norm")
 _EXPONENTS = {"frobenius_norm": 2.0, "nuclear_norm": 1.0, "spectral_norm": math.inf}
@@ -148,7 +148,7 @@ def minimum_norm(
         }
         ```
     """
-    p = _exponent(norm)
+    p = norm_exponent(norm)
     if method is not None:
         named("method", method, _METHODS)
     _check_numbers(p, semidefinite, method, accuracy)
@@ -221,7 +221,7 @@ def _solved(
     )
 
 
-def _exponent(norm: str) -> float:
+def norm_exponent(norm: str) -> float:
     """The p of a norm's name."""
     if norm in _EXPONENTS:
         return _EXPONENTS[norm]
