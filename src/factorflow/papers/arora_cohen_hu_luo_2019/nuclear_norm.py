@@ -6,15 +6,9 @@ import numpy as np
 
 from factorflow.papers.arora_cohen_hu_luo_2019.completion_error import draw_line, draw_runs
 from factorflow.papers.arora_cohen_hu_luo_2019.settings import FEW, MANY, SOURCE, completions
-from factorflow.papers.arora_cohen_hu_luo_2019.solutions import (
-    depths,
-    ends,
-    inits,
-    numbers_observed,
-    select,
-    unfinished,
-)
+from factorflow.papers.arora_cohen_hu_luo_2019.solutions import ends, numbers_observed, select
 from factorflow.papers.base import Claim, Figure, Overlays
+from factorflow.papers.selection import depths, inits, unfinished
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,7 +12,7 @@ from factorflow.papers.arora_cohen_hu_luo_2019.settings import RANK
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["KEPT", "along", "believed", "reached"]
+__all__ = ["KEPT", "along", "believed"]
 
 # Singular values that are kept; the first `RANK` of them are those of the ground truth.
 KEPT = 8
@@ -60,8 +60,3 @@ def believed(run: "xr.Dataset") -> np.ndarray:
     """Which rows to draw as gradient flow: trusted ones, and those nobody has looked into."""
     unconfirmed = np.asarray(run["doubt"]) == tuple(DOUBTS).index("unconfirmed")
     return np.asarray(run["trusted"]) | unconfirmed
-
-
-def reached(run: "xr.Dataset") -> "xr.Dataset":
-    """The rows of one run that were reached."""
-    return run.isel(row=np.flatnonzero(np.asarray(run["reached"])))

@@ -16,14 +16,9 @@ from factorflow.papers.arora_cohen_hu_luo_2019.settings import (
     SOURCE,
     sensings,
 )
-from factorflow.papers.arora_cohen_hu_luo_2019.solutions import (
-    ends,
-    inits,
-    numbers_observed,
-    select,
-    unfinished,
-)
+from factorflow.papers.arora_cohen_hu_luo_2019.solutions import ends, numbers_observed, select
 from factorflow.papers.base import Claim, Figure, Overlays
+from factorflow.papers.selection import inits, unfinished
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from factorflow.analysis import escapes
-from factorflow.papers.arora_cohen_hu_luo_2019.paths import KEPT, along, believed, reached
+from factorflow.papers.arora_cohen_hu_luo_2019.paths import KEPT, along, believed
 from factorflow.papers.arora_cohen_hu_luo_2019.settings import FEW, RANK, SOURCE, watched
-from factorflow.papers.arora_cohen_hu_luo_2019.solutions import depths, select, unfinished
+from factorflow.papers.arora_cohen_hu_luo_2019.solutions import select
 from factorflow.papers.base import Claim, Figure, Overlays
+from factorflow.papers.selection import depths, reached, unfinished
 
 if TYPE_CHECKING:
     import xarray as xr

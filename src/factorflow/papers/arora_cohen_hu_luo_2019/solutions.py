@@ -13,7 +13,7 @@ from factorflow.reference import minimum_norm
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["depths", "ends", "inits", "numbers_observed", "select", "unfinished"]
+__all__ = ["ends", "numbers_observed", "select"]
 
 # How tasks call the number of observations.
 _NUMBERS = ("task.n_observed", "task.n_measurements")
@@ -144,20 +144,3 @@ def select(
         keep &= scales == init
     runs = np.flatnonzero(keep)
     return dataset.isel(run=runs[np.argsort(-scales[runs], kind="stable")])
-
-
-def depths(dataset: "xr.Dataset") -> list[int]:
-    """The depths there are."""
-    return sorted({int(depth) for depth in np.asarray(dataset["factorization.depth"])})
-
-
-def inits(dataset: "xr.Dataset") -> list[float]:
-    """The initializations there are, the largest first."""
-    scales = np.asarray(dataset["initializer.product_scale"], float)
-    return sorted({float(scale) for scale in scales}, reverse=True)
-
-
-def unfinished(dataset: "xr.Dataset") -> str:
-    """How many runs did not reach their loss, in words."""
-    count = int(np.sum(np.asarray(dataset["result"]) != "loss_reached"))
-    return "all runs reached their loss" if not count else f"{count} runs did not reach their loss"

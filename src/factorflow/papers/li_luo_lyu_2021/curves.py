@@ -17,7 +17,7 @@ from factorflow.experiments import Experiment
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["KEPT", "depths", "derive", "inits", "seeds", "select", "unfinished"]
+__all__ = ["KEPT", "derive", "select"]
 
 # Singular values of flows and greedy curves that are kept.
 KEPT = 4
@@ -149,24 +149,3 @@ _NAMES = {
     "seed": "seed",
     "init": "initializer.product_scale",
 }
-
-
-def depths(dataset: "xr.Dataset") -> list[int]:
-    """The depths there are."""
-    return sorted({int(depth) for depth in np.asarray(dataset[_NAMES["depth"]])})
-
-
-def seeds(dataset: "xr.Dataset") -> list[int]:
-    """The seeds there are."""
-    return sorted({int(seed) for seed in np.asarray(dataset[_NAMES["seed"]])})
-
-
-def inits(dataset: "xr.Dataset") -> list[float]:
-    """The initializations there are, the largest first."""
-    return sorted({float(init) for init in np.asarray(dataset[_NAMES["init"]])}, reverse=True)
-
-
-def unfinished(dataset: "xr.Dataset") -> str:
-    """How many runs did not reach their loss, in words."""
-    count = int(np.sum(np.asarray(dataset["result"]) != "loss_reached"))
-    return "all runs reached their loss" if not count else f"{count} runs did not reach their loss"

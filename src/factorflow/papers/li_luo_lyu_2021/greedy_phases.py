@@ -5,15 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from factorflow.papers.base import Claim, Figure, Overlays
-from factorflow.papers.li_luo_lyu_2021.curves import (
-    depths,
-    derive,
-    inits,
-    seeds,
-    select,
-    unfinished,
-)
+from factorflow.papers.li_luo_lyu_2021.curves import derive, select
 from factorflow.papers.li_luo_lyu_2021.settings import SOURCE, experiments
+from factorflow.papers.selection import depths, inits, seeds, unfinished
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from factorflow.papers.base import Claim
-from factorflow.papers.razin_cohen_2020.selection import reached, select, slope
 from factorflow.papers.razin_cohen_2020.settings import NORMS, SOURCE
+from factorflow.papers.selection import reached, select, slope
 from factorflow.reference import bounds_for
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from factorflow._certificate import DOUBTS
-from factorflow.papers.razin_cohen_2020.selection import is_flow, reached
+from factorflow.papers.selection import is_flow, reached
 
 if TYPE_CHECKING:
     import xarray as xr

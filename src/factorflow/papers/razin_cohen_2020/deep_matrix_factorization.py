@@ -13,7 +13,6 @@ from factorflow.papers.razin_cohen_2020.claims import (
     growth_claim,
 )
 from factorflow.papers.razin_cohen_2020.curves import draw_overlays, draw_runs
-from factorflow.papers.razin_cohen_2020.selection import at_losses, reached, select
 from factorflow.papers.razin_cohen_2020.settings import (
     MAX_STEPS,
     SOURCE,
@@ -22,6 +21,7 @@ from factorflow.papers.razin_cohen_2020.settings import (
     initializers,
     unique,
 )
+from factorflow.papers.selection import at_losses, reached, select
 from factorflow.reference import entry_bound, frontier_entry
 
 if TYPE_CHECKING:

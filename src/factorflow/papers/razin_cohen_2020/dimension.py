@@ -13,7 +13,6 @@ from factorflow.papers.razin_cohen_2020.claims import (
     growth_claim,
 )
 from factorflow.papers.razin_cohen_2020.curves import draw_overlays, draw_runs
-from factorflow.papers.razin_cohen_2020.selection import at_losses, select
 from factorflow.papers.razin_cohen_2020.settings import (
     NORMS,
     SOURCE,
@@ -21,6 +20,7 @@ from factorflow.papers.razin_cohen_2020.settings import (
     flow_experiment,
     initializers,
 )
+from factorflow.papers.selection import at_losses, select
 from factorflow.reference import entry_bound
 
 if TYPE_CHECKING:

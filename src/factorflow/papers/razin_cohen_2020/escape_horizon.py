@@ -8,8 +8,8 @@ from factorflow._initializer import Imbalanced
 from factorflow.experiments import Experiment
 from factorflow.papers.base import Claim, Figure, Overlays
 from factorflow.papers.razin_cohen_2020.curves import believed, draw_overlays
-from factorflow.papers.razin_cohen_2020.selection import reached, select
 from factorflow.papers.razin_cohen_2020.settings import FLOW_LEVELS, experiment, flow
+from factorflow.papers.selection import reached, select
 from factorflow.reference import entry_bound, escape_horizon
 
 if TYPE_CHECKING:

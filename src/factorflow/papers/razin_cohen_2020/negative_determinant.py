@@ -8,7 +8,6 @@ from factorflow._dynamics import GradientDescent
 from factorflow.experiments import Experiment
 from factorflow.papers.base import Claim, Figure, Overlays
 from factorflow.papers.razin_cohen_2020.curves import draw_overlays, draw_runs
-from factorflow.papers.razin_cohen_2020.selection import at_losses, select
 from factorflow.papers.razin_cohen_2020.settings import (
     NORMS,
     SOURCE,
@@ -16,6 +15,7 @@ from factorflow.papers.razin_cohen_2020.settings import (
     flow_experiment,
     initializers,
 )
+from factorflow.papers.selection import at_losses, select
 
 if TYPE_CHECKING:
     import xarray as xr

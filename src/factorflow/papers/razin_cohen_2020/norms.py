@@ -7,7 +7,7 @@ from factorflow.experiments import Experiment
 from factorflow.papers.base import Figure, Overlays
 from factorflow.papers.razin_cohen_2020 import deep_matrix_factorization
 from factorflow.papers.razin_cohen_2020.curves import draw_overlays, draw_runs
-from factorflow.papers.razin_cohen_2020.selection import select
+from factorflow.papers.selection import select
 from factorflow.reference import effective_rank_supremum, schatten_bound
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from factorflow.experiments import Experiment, RazinCohenTask
 from factorflow.papers.base import Claim, Figure, Overlays
 from factorflow.papers.razin_cohen_2020.claims import bounds_claim
 from factorflow.papers.razin_cohen_2020.curves import draw_overlays, draw_runs
-from factorflow.papers.razin_cohen_2020.selection import reached, select
 from factorflow.papers.razin_cohen_2020.settings import (
     FINAL_LOSS,
     SOURCE,
@@ -17,6 +16,7 @@ from factorflow.papers.razin_cohen_2020.settings import (
     flow,
     initializers,
 )
+from factorflow.papers.selection import reached, select
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -8,8 +8,8 @@ from factorflow._initializer import Balanced
 from factorflow.experiments import Experiment, RazinCohenTask
 from factorflow.papers.base import Claim, Figure, Overlays
 from factorflow.papers.razin_cohen_2020.claims import certified_claim
-from factorflow.papers.razin_cohen_2020.selection import at_losses, reached, select
 from factorflow.papers.razin_cohen_2020.settings import flow_experiment, initializers
+from factorflow.papers.selection import at_losses, reached, select
 from factorflow.reference import (
     REFERENCE_FLOWS,
     slow_manifold_entry,

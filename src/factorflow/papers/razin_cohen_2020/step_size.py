@@ -10,7 +10,7 @@ from factorflow._initializer import Balanced
 from factorflow._observe import AtSteps, AtTimes, Stop
 from factorflow.experiments import Experiment, RazinCohenTask
 from factorflow.papers.base import Claim, Figure, Overlays
-from factorflow.papers.razin_cohen_2020.selection import select
+from factorflow.papers.selection import select
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from factorflow.papers.base import Claim
-from factorflow.papers.razin_cohen_2020.selection import select
 from factorflow.papers.razin_cohen_2020.settings import SOURCE
 from factorflow.papers.razin_cohen_2020.tensors.results import converged
+from factorflow.papers.selection import select
 
 if TYPE_CHECKING:
     import xarray as xr

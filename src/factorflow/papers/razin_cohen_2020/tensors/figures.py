@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from factorflow.papers.base import Claim, Figure, Overlays
-from factorflow.papers.razin_cohen_2020.selection import select
 from factorflow.papers.razin_cohen_2020.tensors.claims import (
     baseline_claim,
     error_claim,
@@ -14,6 +13,7 @@ from factorflow.papers.razin_cohen_2020.tensors.claims import (
 )
 from factorflow.papers.razin_cohen_2020.tensors.results import converged, derive
 from factorflow.papers.razin_cohen_2020.tensors.settings import DIM, tensor_experiments
+from factorflow.papers.selection import select
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,7 +7,17 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["at_losses", "is_flow", "reached", "select", "slope"]
+__all__ = [
+    "at_losses",
+    "depths",
+    "inits",
+    "is_flow",
+    "reached",
+    "seeds",
+    "select",
+    "slope",
+    "unfinished",
+]
 
 
 def select(dataset: "xr.Dataset", **axes: Any) -> "xr.Dataset":
@@ -46,3 +56,25 @@ def slope(run: "xr.Dataset", measure: str, upper: float, lower: float) -> float:
 
 def is_flow(run: "xr.Dataset") -> bool:
     return str(run["dynamics.kind"].item()) != "GradientDescent"
+
+
+def depths(dataset: "xr.Dataset") -> list[int]:
+    """The depths there are."""
+    return sorted({int(depth) for depth in np.asarray(dataset["factorization.depth"])})
+
+
+def seeds(dataset: "xr.Dataset") -> list[int]:
+    """The seeds there are."""
+    return sorted({int(seed) for seed in np.asarray(dataset["seed"])})
+
+
+def inits(dataset: "xr.Dataset") -> list[float]:
+    """The product scales of initializations there are, the largest first."""
+    scales = np.asarray(dataset["initializer.product_scale"], float)
+    return sorted({float(scale) for scale in scales}, reverse=True)
+
+
+def unfinished(dataset: "xr.Dataset") -> str:
+    """How many runs did not reach their loss, in words."""
+    count = int(np.sum(np.asarray(dataset["result"]) != "loss_reached"))
+    return "all runs reached their loss" if not count else f"{count} runs did not reach their loss"
