@@ -12,6 +12,8 @@ import xarray as xr
 import factorflow as ff
 from conftest import X64
 from factorflow._initializer import AbstractInitializer
+from factorflow._spec import prepare
+from factorflow.analysis._runs import _off_balance
 
 NORMS = ("nuclear_norm", "frobenius_norm", "spectral_norm")
 SCALES = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -361,3 +363,22 @@ def test_starts_that_have_no_scale_are_refused():
 )
 def test_bad_options_are_refused(options, words):
     refused(words=words, **options)
+
+
+@pytest.mark.parametrize("scale", [1e-1, 1e-6])
+def test_a_flow_is_shaken_by_more_than_it_has_drifted(scale):
+    """Balanced factors get an imbalance well above the drift, whichever of the two is larger."""
+    drift, fz = 1e-9, ff.DeepMatrix((3, 3), depth=3)
+    with jax.enable_x64(True):
+        spec = prepare(
+            ff.random_low_rank_problem(jax.random.key(0), (3, 3), 1, 7),
+            fz,
+            ff.GradientFlow("Stabilized"),
+            ff.Balanced(product_scale=scale)(fz, jax.random.key(1)),
+            observe=ff.AtLosses([1e-2]),
+            stop=ff.Stop(loss=1e-2),
+            measures=["loss"],
+        )
+        gaps = [np.linalg.norm(gap, 2) for gap in fz.conserved(_off_balance(spec, drift).factors)]
+    # Each factor brings up to 30 times the drift; two of them meet in each gap.
+    assert all(5 * drift < gap < 60 * drift for gap in gaps)

@@ -207,7 +207,7 @@ def _usable(
     doubtful = [i for i, rows in enumerate(drifted) if np.any(rows)]
     if doubtful:
         say(f"{len(doubtful)} flows once more, from further off balance than they have drifted")
-        shaken = [_off_balance(specs[i], runs[i]) for i in doubtful]
+        shaken = [_off_balance(specs[i], _drift(runs[i])) for i in doubtful]
         for i, other in zip(doubtful, _each(shaken, "cheap"), strict=True):
             products, moved = (run.measures["product"] for run in (runs[i], other))
             distance = np.linalg.norm(products - moved, axis=(-2, -1))
@@ -216,9 +216,13 @@ def _usable(
     return certified
 
 
-def _off_balance(spec: RunSpec, run: Trajectory) -> RunSpec:
+def _drift(run: Trajectory) -> float:
+    return float(run.certificate.evidence["balancedness_drift"])
+
+
+def _off_balance(spec: RunSpec, drift: float) -> RunSpec:
     """The run from factors moved at random, off balance by a multiple of what it drifted."""
-    gap = _SHAKEN * float(run.certificate.evidence["balancedness_drift"])
+    gap = _SHAKEN * drift
     keys = jax.random.split(jax.random.key(0), len(spec.factors))
 
     def moved(factor, key):

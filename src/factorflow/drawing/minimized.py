@@ -128,4 +128,5 @@ def _ticks(edge: float) -> list[float]:
 
 def _label(name: str) -> str:
     words = name.replace("_", " ")
+    words = words.replace("frobenius", "Frobenius")
     return words.replace("schatten norm[", "Schatten-").replace("]", "")
