@@ -236,7 +236,10 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
 def _stacked(*leaves: Any) -> Any:
     if not eqx.is_array(leaves[0]):
         return leaves[0]
-    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) or leaves[0].weak_type:
-        return jnp.stack(leaves)  # NumPy knows neither
-    # In NumPy: JAX would compile a kernel for every shape and number of runs.
-    return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        data = _stacked(*[jax.random.key_data(leaf) for leaf in leaves])
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
+    if leaves[0].weak_type:
+        return jnp.stack(leaves)  # NumPy knows no such thing
+    # In NumPy, and put where it belongs: `jnp` would compile a kernel for every shape of either.
+    return jax.device_put(np.stack([np.asarray(leaf) for leaf in leaves]))

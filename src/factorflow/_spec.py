@@ -164,9 +164,9 @@ def _check_factors(problem, factorization, factors) -> np.dtype:
         if leaf.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
             found = sorted({str(leaf.dtype) for leaf in leaves})
             raise ValueError(f"factors must share one floating dtype, got {found}.")
-        if not np.all(np.isfinite(leaf)):
+        if not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError("factors hold NaN or infinity; start from finite numbers.")
-    zeros = sum(not np.any(leaf) for leaf in leaves)
+    zeros = sum(not np.any(np.asarray(leaf)) for leaf in leaves)
     if not zeros:
         size = float(_largest_entry(problem, factorization, factors))
         if size < float(jnp.finfo(dtype).tiny):

@@ -60,20 +60,6 @@ class Trajectory(eqx.Module):
         """A labelled dataset with dimension `row`: measures, `time`, `step`, `reached`, flags."""
         import xarray as xr
 
-        row = ("row",)
-        data: dict[str, Any] = {
-            name: ((*row, *_dims(self.dims[name], values)), np.asarray(values))
-            for name, values in self.measures.items()
-        }
-        data["reached"] = (row, np.asarray(self.reached))
-        data["trusted"] = (row, np.asarray(self.certificate.trusted))
-        data["doubt"] = (row, np.asarray(self.certificate.doubt_codes))
-        data["contradicted"] = (row, np.asarray(self.certificate.contradicted))
-        coords = {
-            "time": (row, np.asarray(self.times)),
-            "step": (row, np.asarray(self.steps)),
-            "level": (row, np.asarray(self.levels)),
-        }
         attributes = {
             "result": self.result_name,
             "verdict": self.certificate.verdict,
@@ -81,7 +67,7 @@ class Trajectory(eqx.Module):
             "integrator": self.integrator,
             "observed_at": self.observed_at,
         }
-        return xr.Dataset(data, coords, attributes)
+        return xr.Dataset(*variables(self, ("row",)), attributes)
 
     def to_csv(self, path: str | os.PathLike) -> Path:
         """Write one line per row; measures with several values get a column each, `name.0`, ..."""
@@ -93,6 +79,29 @@ class Trajectory(eqx.Module):
 
     def _columns(self) -> dict[str, np.ndarray]:
         return table_columns(self.to_xarray())
+
+
+def variables(
+    trajectory: Trajectory, rows: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Data and coordinates of one run, or of a batch with the dimensions `("run", "row")`."""
+    certificate = trajectory.certificate
+    data: dict[str, Any] = {
+        name: ((*rows, *_dims(trajectory.dims[name], np.shape(values)[len(rows) :])), values)
+        for name, values in trajectory.measures.items()
+    }
+    data["reached"] = (rows, trajectory.reached)
+    data["trusted"] = (rows, certificate.trusted)
+    data["doubt"] = (rows, certificate.doubt_codes)
+    data["contradicted"] = (rows, certificate.contradicted)
+    coords = {
+        "time": (rows, trajectory.times),
+        "step": (rows, trajectory.steps),
+        "level": (rows, trajectory.levels),
+    }
+    parts = data, coords
+    data, coords = ({k: (dims, np.asarray(v)) for k, (dims, v) in part.items()} for part in parts)
+    return data, coords
 
 
 def table_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
@@ -128,10 +137,9 @@ def write_table(columns: dict[str, np.ndarray], path: str | os.PathLike, kind: s
     return path
 
 
-def _dims(names: tuple[str, ...], values) -> tuple[str, ...]:
+def _dims(names: tuple[str, ...], trailing: tuple[int, ...]) -> tuple[str, ...]:
     # User functions need not name their dimensions; equal lengths get equal names, but no name may
     # appear twice in one variable.
-    trailing = np.shape(values)[1:]
     if len(names) == len(trailing):
         return names
     earlier = [trailing[:axis].count(n) for axis, n in enumerate(trailing)]

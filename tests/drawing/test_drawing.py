@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatterSciNotation
 
 from factorflow.drawing import (
     UNCERTIFIED_LABEL,
@@ -29,6 +31,7 @@ from factorflow.drawing import (
     style,
     write_files,
 )
+from factorflow.drawing.axes import PowerFormatter
 
 # NumPy and drawings are the same in any session: once is enough.
 pytestmark = pytest.mark.x64
@@ -292,3 +295,18 @@ def test_unwritable_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(PermissionError, match=r"cannot write .*file\.txt: Permission denied"):
         write_files({tmp_path / "file.txt": b"new"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(1e-3, "10⁻³"), (1.0, "10⁰"), (1e12, "10¹²"), (2e-3, "2×10⁻³"), (-1e-3, "−10⁻³")],  # noqa: RUF001
+)
+def test_labels_of_a_logarithmic_axis_are_those_of_matplotlib_without_formulas(value, label):
+    ours, theirs = PowerFormatter(labelOnlyBase=False), LogFormatterSciNotation(labelOnlyBase=False)
+    for formatter in (ours, theirs):
+        formatter.axis = Figure().subplots().xaxis
+    formula = theirs(value)
+    assert ours(value) == label
+    # The same number, read from the formula.
+    sign, factor, exponent = re.search(r"{(-?)(?:([\d.]+)\\times)?10\^{(.*?)}}", formula).groups()
+    assert float(f"{sign}{factor or 1}e{exponent}") == value

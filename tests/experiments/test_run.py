@@ -147,22 +147,20 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
     assert "1/1" in captured.err
 
 
-def test_what_takes_longest_begins_first(tmp_path, monkeypatch):
-    descents = sweep(base(), **{"factorization.hidden": [2, 3]})
+def test_what_takes_longest_begins_first_flows_and_descents_in_turn(tmp_path, monkeypatch):
+    descents = sweep(base(), **{"factorization.hidden": [2, 4, 3]})
     flow = base().replace(dynamics=ff.GradientFlow("Tsit5"))
     begun = []
+    follow_certified = module.follow_certified
 
-    def timed(chunk):
-        begun.append(chunk.specs[0])
-        raise InterruptedError
+    def recorded(specs, *rest):
+        begun.append((specs[0].dynamics.continuous, specs[0].factors[0].shape[0]))
+        return follow_certified(specs, *rest)
 
-    monkeypatch.setattr(module, "_timed", timed)
-    with ThreadPoolExecutor(1) as one, pytest.raises(InterruptedError):
+    monkeypatch.setattr(module, "follow_certified", recorded)
+    with ThreadPoolExecutor(1) as one:
         run([*descents, flow], tmp_path / "store", executor=one, progress=False)
-    assert begun[0].dynamics.continuous
-    chunks = [module._Chunk(None, [], [e.build()], 1, "cheap") for e in [*descents, flow]]
-    narrow, wide, longest = map(module._cost, chunks)
-    assert narrow < wide < longest
+    assert begun == [(True, 2), (False, 4), (False, 3), (False, 2)]
 
 
 def test_runs_that_go_one_by_one_share_files():
@@ -174,7 +172,8 @@ def test_runs_that_go_one_by_one_share_files():
         dynamics=ff.MultirateFlow(),
         measures=["loss"],
     )
-    chunks = module._chunks(sweep(alone, seed=range(9)), 64)
+    with ThreadPoolExecutor(2) as pool:
+        chunks = module._chunks(sweep(alone, seed=range(9)), 64, pool)
     assert [len(chunk.specs) for chunk in chunks] == [4, 4, 1]
 
 

@@ -29,6 +29,13 @@ def test_runs_of_unequal_shape_are_padded(store, runs):
     assert dataset["step"].values[2, 2] == -1
 
 
+def test_a_measure_that_only_the_shorter_run_took_is_padded_too(tmp_path):
+    short = base(observe=ff.AtLosses([0.5]), measures=["balancedness_gap"])
+    dataset = run([base(), short], tmp_path / "store", progress=False).dataset([base(), short])
+    gap = dataset["balancedness_gap"].values
+    assert np.isfinite(gap).tolist() == [[False] * 3, [True, False, False]]
+
+
 def test_axes_become_coordinates_and_select(store, runs):
     dataset = store.dataset(runs)
     assert dataset["factorization.depth"].values.tolist() == [2, 3, 2]
@@ -45,6 +52,33 @@ def test_the_index_has_a_row_per_experiment(store, runs):
 def test_a_new_store_object_reads_the_same(store, runs):
     first, second = store.dataset(runs), Store(store.path).dataset(runs)
     assert first.identical(second)
+
+
+def test_what_is_remembered_is_what_was_written(store):
+    fresh = Store(store.path)
+    names = [file.name for file in (store.path / "batches").iterdir()]
+    assert set(store._remembered) == set(names) and not fresh._remembered
+    for name in names:
+        remembered, read = store.snapshot()._open(name), fresh._open(name)
+        assert remembered is store._open(name) is not read
+        assert remembered.identical(read)
+        dtypes = {name: variable.dtype for name, variable in read.variables.items()}
+        assert dtypes == {name: variable.dtype for name, variable in remembered.variables.items()}
+
+
+def test_only_the_last_batches_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("factorflow.experiments.store._REMEMBERED_BYTES", 1)
+    store = run(base(), tmp_path / "store", progress=False)
+    assert not store._remembered
+    assert store.dataset().sizes["run"] == 1
+
+
+def test_a_deleted_batch_is_not_remembered(tmp_path):
+    store = run(base(), tmp_path / "store", progress=False)
+    (file,) = (tmp_path / "store" / "batches").iterdir()
+    file.unlink()
+    with pytest.raises(ValueError, match="truncated or not netCDF"):
+        store._open(file.name)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

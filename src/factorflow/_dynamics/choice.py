@@ -1,5 +1,6 @@
 """Which coordinates and integrator follow a flow: chosen from its structure."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from factorflow._dynamics.charts import Balanced2x2, BalancedSquare, FactorSpace
 from factorflow._dynamics.collocation import CollocationFlow
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._problem import AbstractProblem
-from factorflow._types import Factors
+from factorflow._types import Factors, FloatArray
 
 __all__ = ["CHARTED", "allowed_gap", "balancedness_gap", "charted_flow", "is_balanced"]
 
@@ -80,8 +81,14 @@ def is_balanced(fz: AbstractFactorization, factors: Factors) -> bool:
 
 def balancedness_gap(fz: DeepMatrix, factors: Factors) -> float:
     r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$."""
-    gaps = [float(np.linalg.norm(gap, 2)) for gap in fz.conserved(factors)]
+    gaps = [float(np.linalg.norm(gap, 2)) for gap in _conserved(fz, factors)]
     return max(gaps, default=0.0)
+
+
+# Compiled whole: operation by operation, a first flow would compile a dozen of them.
+@eqx.filter_jit
+def _conserved(fz: DeepMatrix, factors: Factors) -> tuple[FloatArray, ...]:
+    return fz.conserved(factors)
 
 
 def allowed_gap(factors: Factors) -> float:

@@ -145,9 +145,11 @@ class CollocationFlow(AbstractDynamics):
         def fields(stages):
             def of(chart, stages):
                 def field(y):
-                    return chart.field(problem, factorization, y, frame)
+                    value = chart.field(problem, factorization, y, frame)
+                    return value, value
 
-                return jax.vmap(field)(stages), jax.vmap(jax.jacfwd(field))(stages)
+                jacobians, values = jax.vmap(jax.jacfwd(field, has_aux=True))(stages)
+                return values, jacobians
 
             return charts.on(kind, of, stages)
 

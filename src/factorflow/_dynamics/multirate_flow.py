@@ -5,6 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from factorflow._dynamics.base import AbstractDynamics, tree_norm, where
 from factorflow._dynamics.integrators import check_tolerances
@@ -125,7 +126,7 @@ class MultirateFlow(AbstractDynamics):
             )
         dtype = factors[0].dtype
         rtol = _RTOL[dtype.name] if self.rtol is None else self.rtol
-        size = tree_norm(factors) / sum(factor.size for factor in factors) ** 0.5
+        size = np.sqrt(np.mean(np.concatenate([np.ravel(factor) for factor in factors]) ** 2))
         atol = float(rtol * size) if self.atol is None else self.atol
         return MultirateFlow(self.tolerance, rtol, atol, self.capacity)
 
@@ -146,6 +147,11 @@ class MultirateFlow(AbstractDynamics):
         zero, none = jnp.zeros_like(every.loss), jnp.zeros((), jnp.int32)
         chosen = jnp.arange(parts.capacity, dtype=jnp.int32)
         apart = parts.compose(factors)
+        # Begun by the first fast phase; until then nothing looks at its numbers.
+        few = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(parts.large(apart).init, columns(factors, chosen, none)),
+        )
         state = MultirateState(
             step=none,
             time=zero,
@@ -154,7 +160,7 @@ class MultirateFlow(AbstractDynamics):
             phase=none,
             following=none,
             every=every,
-            few=parts.large(jnp.zeros_like(apart)).init(columns(factors, chosen, none)),
+            few=few,
             chosen=chosen,
             count=none,
             separate=jnp.asarray(False),

@@ -197,16 +197,20 @@ class Completion(AbstractProblem):
         return penalty(residuals)
 
 
-# Compiled whole: operation by operation, a first problem would compile ten of them.
-@eqx.filter_jit
 def _over_all_entries(
     shape: tuple[int, ...], indices: jax.Array, values: FloatArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    places = tuple(jnp.moveaxis(indices, -1, 0))
-    zeros = jnp.zeros(shape, values.dtype)
-    weight = zeros.at[places].add(weights)
-    total = zeros.at[places].add(weights * values)
-    return weight, total / jnp.where(weight == 0, 1, weight)
+    arrays = indices, values, weights
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        places, zeros = tuple(jnp.moveaxis(indices, -1, 0)), jnp.zeros(shape, values.dtype)
+        weight, total = zeros.at[places].add(weights), zeros.at[places].add(weights * values)
+        return weight, total / jnp.where(weight == 0, 1, weight)
+    # In NumPy: every number of observations would be a compilation.
+    rows, numbers, counts = (np.asarray(array) for array in arrays)
+    sums = np.zeros((2, *shape), numbers.dtype)
+    np.add.at(sums[0], tuple(rows.T), counts)
+    np.add.at(sums[1], tuple(rows.T), counts * numbers)
+    return jax.device_put((sums[0], sums[1] / np.where(sums[0] == 0, 1, sums[0])))
 
 
 def _checked_indices(shape: tuple[int, ...], indices) -> jax.Array:

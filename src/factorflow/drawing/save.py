@@ -78,7 +78,8 @@ def _fixed_layout(figure: Figure) -> Iterator[None]:
         )
         for ax in figure.axes
     ]
-    figure.draw_without_rendering()
+    if engine is not None:
+        engine.execute(figure)
     # No engine at all: for "none", its placeholder, matplotlib draws every figure twice. The
     # settings hold until both are saved, because saving resets the engine to the style's own.
     with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):

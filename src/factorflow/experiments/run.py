@@ -1,6 +1,7 @@
 """Running many experiments: grouped, batched, resumable."""
 
 import ctypes
+import itertools
 import os
 import sys
 import time
@@ -21,7 +22,7 @@ from factorflow.experiments.store import Store
 __all__ = ["run"]
 
 _CHUNK = 64
-_WIDTHS = (4, 16, 64, 256)
+_WIDTHS = (4, 16, 32, 64, 256)
 # A lane of a flow costs what it costs alone: milliseconds for small products, far less than one
 # more compilation, but minutes for larger ones.
 _SMALL_FLOW_WIDTHS = (8, 32)
@@ -74,17 +75,16 @@ def run(
         experiments = [experiments]
     pending = {e.key(): e for e in experiments}
     pending = [e for key, e in pending.items() if key not in store]
-    chunks = _chunks(pending, chunk)
     cores = max(1, os.cpu_count() or 1)
     pool = executor or ThreadPoolExecutor(max_workers=cores)
-    # Somebody else's executor may have more workers than this machine has cores.
-    at_once = len(chunks) if executor else cores
     bar = tqdm.tqdm(
         total=len(pending), unit="run", disable=not (progress and pending), file=sys.stderr
     )
     try:
         with bar:
-            _drain(chunks, pool, at_once, store, bar)
+            chunks = _chunks(pending, chunk, pool)
+            # Somebody else's executor may have more workers than this machine has cores.
+            _drain(chunks, pool, len(chunks) if executor else cores, store, bar)
     except BaseException:
         # Compiled code cannot be stopped: leave it behind rather than wait for it.
         if executor is None:
@@ -95,13 +95,17 @@ def run(
     return store
 
 
-def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
+def _built(experiment: Experiment) -> RunSpec:
+    try:
+        return experiment.build()
+    except ValueError as error:
+        raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
+
+
+def _chunks(experiments: Sequence[Experiment], size: int, pool: Executor) -> list[_Chunk]:
     groups: dict[Hashable, _Chunk] = {}
-    for experiment in experiments:
-        try:
-            spec = experiment.build()
-        except ValueError as error:
-            raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
+    # Most of it is compiling small operations, which several threads can do at once.
+    for experiment, spec in zip(experiments, pool.map(_built, experiments), strict=True):
         name = experiment.certify, structure(spec)
         group = groups.setdefault(name, _Chunk(name, [], [], 0, experiment.certify))
         group.experiments.append(experiment)
@@ -147,11 +151,10 @@ def _drain(
     chunks: list[_Chunk], pool: Executor, at_once: int, store: Store, bar: "tqdm.tqdm"
 ) -> None:
     # A structure's first chunk compiles for all of them: the others wait for it, and come next.
-    # What takes longest begins first, so that no core waits for it at the end.
     waiting: dict[Hashable, list[_Chunk]] = {}
     for chunk in chunks:
         waiting.setdefault(chunk.group, []).append(chunk)
-    ready = deque(sorted((group.pop(0) for group in waiting.values()), key=_cost, reverse=True))
+    ready = deque(_longest_first([group.pop(0) for group in waiting.values()]))
     running: dict[Future, _Chunk] = {}
     while ready or running:
         while ready and len(running) < at_once:
@@ -168,10 +171,18 @@ def _drain(
             ready.extendleft(reversed(waiting.pop(chunk.group, [])))
 
 
-def _cost(chunk: _Chunk) -> tuple[bool, int]:
-    """Orders structures by what they take to compile and run: flows, and large factors, most."""
-    spec = chunk.specs[0]
-    return spec.dynamics.continuous, _numbers(spec)
+def _longest_first(chunks: list[_Chunk]) -> list[_Chunk]:
+    """What may take long begins first, so that no core waits for it at the end.
+
+    Flows take long to compile and descents to run, on one core: one of each in turn. Of either,
+    those with more numbers take longer.
+    """
+    flows = [chunk for chunk in chunks if chunk.specs[0].dynamics.continuous]
+    descents = [chunk for chunk in chunks if not chunk.specs[0].dynamics.continuous]
+    for kind in flows, descents:
+        kind.sort(key=lambda chunk: _numbers(chunk.specs[0]), reverse=True)
+    pairs = itertools.zip_longest(flows, descents)
+    return [chunk for pair in pairs for chunk in pair if chunk is not None]
 
 
 def _timed(chunk: _Chunk) -> tuple[Trajectory, float]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from factorflow._results import result_name
-from factorflow._trajectory import Trajectory, write_table
+from factorflow._trajectory import Trajectory, variables, write_table
 from factorflow.experiments.experiment import Experiment
 from factorflow.experiments.stacking import stack_runs
 
@@ -23,6 +23,8 @@ __all__ = ["Store"]
 
 _INDEX = "index.parquet"
 _BATCHES = "batches"
+# What was just written is likely to be read next, and reading a file takes a tenth of a second.
+_REMEMBERED_BYTES = 2**26
 
 
 class Store:
@@ -51,6 +53,13 @@ class Store:
                     "choose an empty or new folder, or an existing store."
                 )
         self._index: pl.DataFrame | None = None
+        self._remembered: dict[str, xr.Dataset] = {}
+
+    def snapshot(self) -> "Store":
+        """The store as it is on disk now, for another thread than the one that writes."""
+        other = Store(self.path)
+        other._remembered = self._remembered
+        return other
 
     @property
     def index(self) -> "pl.DataFrame":
@@ -108,7 +117,7 @@ class Store:
                 zip(keys, experiments, lanes, strict=True)
             )
         ]
-        dataset = _batch_dataset(experiments, lanes).assign_attrs(index=json.dumps(rows))
+        dataset = _batch_dataset(experiments, batch).assign_attrs(index=json.dumps(rows))
         try:
             (self.path / _BATCHES).mkdir(parents=True, exist_ok=True)
             _atomically(self.path / _BATCHES / name, lambda file: _write_netcdf(dataset, file))
@@ -123,6 +132,7 @@ class Store:
                 "choose a writable folder with free space and run again."
             ) from error
         self._index = index
+        self._remember(name, dataset)
 
     def dataset(
         self, experiments: Experiment | Iterable[Experiment] | None = None, **axes: Any
@@ -179,6 +189,9 @@ class Store:
         import xarray as xr
 
         file = self.path / _BATCHES / name
+        remembered = self._remembered.get(name)
+        if remembered is not None and file.exists():
+            return remembered
         try:
             with xr.open_dataset(file, engine="h5netcdf") as dataset:
                 return dataset.load()
@@ -187,6 +200,14 @@ class Store:
                 f"{file} is truncated or not netCDF ({error}). Delete it and run again: only its "
                 "experiments are recomputed."
             ) from error
+
+    def _remember(self, name: str, dataset: "xr.Dataset") -> None:
+        self._remembered[name] = dataset
+        room = _REMEMBERED_BYTES - sum(kept.nbytes for kept in self._remembered.values())
+        for old in list(self._remembered):  # the oldest first
+            if room >= 0:
+                break
+            room += self._remembered.pop(old).nbytes
 
 
 def long_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
@@ -208,23 +229,15 @@ def long_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
     return columns
 
 
-def _batch_dataset(experiments: Sequence[Experiment], lanes: list[Trajectory]) -> "xr.Dataset":
+def _batch_dataset(experiments: Sequence[Experiment], batch: Trajectory) -> "xr.Dataset":
     import xarray as xr
 
-    dataset = xr.concat(
-        [lane.to_xarray().assign_attrs({}).drop_attrs() for lane in lanes],
-        dim="run",
-        coords="different",
-        compat="equals",
-        join="exact",
-    )
-    leaves = [jax.tree.leaves(lane.factors) for lane in lanes]
-    for position in range(len(leaves[0])):
-        values = np.stack([lane[position] for lane in leaves])
-        dims = tuple(f"factor_{position}_dim_{axis}" for axis in range(values.ndim - 1))
-        dataset[f"factor_{position}"] = (("run", *dims), values)
-    dataset["experiment"] = ("run", [experiment.to_json() for experiment in experiments])
-    return dataset
+    data, coords = variables(batch, ("run", "row"))
+    for position, leaf in enumerate(jax.tree.leaves(batch.factors)):
+        dims = tuple(f"factor_{position}_dim_{axis}" for axis in range(np.ndim(leaf) - 1))
+        data[f"factor_{position}"] = (("run", *dims), np.asarray(leaf))
+    data["experiment"] = ("run", [experiment.to_json() for experiment in experiments])
+    return xr.Dataset(data, coords)
 
 
 def _write_netcdf(dataset: "xr.Dataset", file: Path) -> None:

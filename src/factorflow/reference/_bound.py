@@ -106,10 +106,12 @@ class Bound(eqx.Module):
         **Raises:** `ValueError` when a concrete loss or slack is negative.
         """
         require_nonnegative("slack_ulp", slack_ulp, "pass the number of rounding units to forgive")
-        bound, value = self(loss), as_float(value)
-        coarse, fine = sorted((bound.dtype, value.dtype), key=lambda dtype: jnp.finfo(dtype).bits)
-        slack = jnp.asarray(slack_ulp * float(jnp.finfo(coarse).eps), fine)
-        return _respected(self.kind, bound.astype(fine), value.astype(fine), slack)
+        require_nonnegative("loss", loss, "pass half the sum of squared residuals")
+        loss, value = as_float(loss), as_float(value)
+        dtypes = sorted((loss.dtype, value.dtype), key=lambda dtype: jnp.finfo(dtype).bits)
+        slack = jnp.asarray(slack_ulp * float(jnp.finfo(dtypes[0]).eps), dtypes[1])
+        parameters = tuple(cast_like(number, loss) for number in self.parameters)
+        return _respected(self.kind, self.formula, loss, parameters, value, slack)
 
 
 # One compilation for a formula and not one for each of its operations.
@@ -120,7 +122,16 @@ def _evaluated(formula: Callable[..., Array], loss: Array, parameters: tuple[Arr
 
 
 @eqx.filter_jit
-def _respected(kind: str, bound: Array, value: Array, slack: Array) -> Array:
+def _respected(
+    kind: str,
+    formula: Callable[..., Array],
+    loss: Array,
+    parameters: tuple[Array, ...],
+    value: Array,
+    slack: Array,
+) -> Array:
+    bound = _evaluated(formula, loss, parameters).astype(slack.dtype)
+    value = value.astype(slack.dtype)
     if kind == "lower":
         return jnp.abs(value) >= bound * (1.0 - slack)
     return value <= bound * (1.0 + slack)

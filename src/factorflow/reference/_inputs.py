@@ -5,6 +5,7 @@ NumPy arrays and concrete JAX arrays. A tracer is let through, and an invalid
 traced value then comes out as NaN instead of an exception.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -20,6 +21,9 @@ def is_traced(*values: ArrayLike) -> bool:
 
 def as_float(value: ArrayLike) -> Array:
     """The value as a JAX array: floating dtypes are kept, everything else gets the default."""
+    if isinstance(value, np.ndarray):
+        # What `jnp.asarray` does to it, without a compilation for every shape.
+        value = jax.device_put(value)
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array

@@ -16,6 +16,7 @@ oracle for experiments. The functions are dimensionless, elementwise and keep th
 
 import math
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -54,7 +55,13 @@ def frontier_loss(entry: ArrayLike) -> Float[Array, "..."]:
         Derived for factorflow, for the problem of Razin and Cohen (2020), BibTeX key
         `razin2020implicit` in `factorflow.reference.BIBTEX`.
     """
-    a = jnp.abs(as_float(entry))
+    return _loss(as_float(entry))
+
+
+# Compiled whole, like the one below: operation by operation they would compile a dozen times each.
+@eqx.filter_jit
+def _loss(entry: Array) -> Array:
+    a = jnp.abs(entry)
     # The hyperbolic branch never sees a < 1/2, where its gradient is no longer finite, nor an
     # infinity; at the upper end its result has long underflowed to zero.
     large = jnp.clip(a, _BRANCH_ENTRY, 0.25 * jnp.finfo(a.dtype).max)
@@ -100,7 +107,11 @@ def frontier_entry(loss: ArrayLike) -> Float[Array, "..."]:
         key `razin2020implicit` in `factorflow.reference.BIBTEX`.
     """
     require_nonnegative("loss", loss, "pass half the sum of squared residuals")
-    loss = as_float(loss)
+    return _entry(as_float(loss))
+
+
+@eqx.filter_jit
+def _entry(loss: Array) -> Array:
     small = jnp.minimum(loss, _BRANCH_LOSS)
     q = jnp.sqrt(1.0 + 8.0 * small)
     divergent = (3.0 - q) * jnp.sqrt((3.0 - q) * (q + 1.0)) / (4.0 * jnp.sqrt(2.0 * small))

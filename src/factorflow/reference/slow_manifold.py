@@ -11,6 +11,7 @@ inequalities. `depth` $L$ counts matrices. Time is that of $dW_j/dt = -\partial\
     of Razin and Cohen (2020), BibTeX key `razin2020implicit` in `factorflow.reference.BIBTEX`.
 """
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -53,7 +54,12 @@ def slow_manifold_entry(loss: ArrayLike, determinant: ArrayLike = 0.0) -> Float[
     """
     require_nonnegative("loss", loss, "pass half the sum of squared residuals")
     loss = as_float(loss)
-    determinant = cast_like(determinant, loss)
+    return _entry(loss, cast_like(determinant, loss))
+
+
+# Compiled whole, like the laws below: operation by operation each would compile several times.
+@eqx.filter_jit
+def _entry(loss: Array, determinant: Array) -> Array:
     r = jnp.sqrt(2.0 * loss)
     return (1.0 - 2.0 * loss + determinant) / r + loss * r
 
@@ -85,7 +91,11 @@ def slow_manifold_time(loss: ArrayLike, depth: int) -> Float[Array, "..."]:
     """
     require_nonnegative("loss", loss, "pass half the sum of squared residuals")
     depth = require_at_least("depth", depth, 2, "pass the number of factor matrices")
-    loss = as_float(loss)
+    return _time(as_float(loss), depth)
+
+
+@eqx.filter_jit
+def _time(loss: Array, depth: int) -> Array:
     return (2.0 * loss) ** (-(1.0 + 1.0 / depth)) / (2.0 * depth + 2.0)
 
 
@@ -122,14 +132,26 @@ def slow_manifold_log_sigma2(
     -18.198
     """
     depth = require_at_least("depth", depth, 2, "pass the number of factor matrices")
-    x = jnp.abs(as_float(entry))
+    entry = as_float(entry)
     if depth == 2:
-        return -0.5 * x * x - 4.0 * jnp.log(x) + cast_like(constant, x)
+        return _exponential(entry, cast_like(constant, entry))
     if not (isinstance(constant, (int, float)) and constant == 0):
         raise ValueError(
             f"constant={constant} has no meaning at depth {depth}: leave it out, the law for "
             "depth >= 3 does not depend on the initialization"
         )
+    return _power(entry, depth)
+
+
+@eqx.filter_jit
+def _exponential(entry: Array, constant: Array) -> Array:
+    x = jnp.abs(entry)
+    return -0.5 * x * x - 4.0 * jnp.log(x) + constant
+
+
+@eqx.filter_jit
+def _power(entry: Array, depth: int) -> Array:
+    x = jnp.abs(entry)
     log_scale = jnp.log(x) * ((depth + 2.0) / depth) + jnp.log(
         cast_like((depth - 2.0) / (depth + 2.0), x)
     )
@@ -170,7 +192,11 @@ def escape_horizon(imbalance: ArrayLike, depth: int) -> Float[Array, "..."]:
     depth = require_at_least(
         "depth", depth, 3, "depth 2 has no power law, its asymmetric mode grows like exp(x^2/4)"
     )
-    imbalance = as_float(imbalance)
+    return _horizon(as_float(imbalance), depth)
+
+
+@eqx.filter_jit
+def _horizon(imbalance: Array, depth: int) -> Array:
     ratio = (depth + 2.0) / (depth - 2.0)
     exponent = depth / (depth + 2.0)
     # Powers are taken before the quotient: a tiny imbalance must not underflow to a division by 0.

@@ -124,7 +124,7 @@ def _computed(
             over = bool(wait([sweep], timeout=0.2).done)
             if over:
                 sweep.result()
-            snapshot = Store(store.path)
+            snapshot = store.snapshot()
             present = set(snapshot.index["key"])
             for name in [name for name, (_, keys) in waiting.items() if over or keys <= present]:
                 figure, _ = waiting.pop(name)

@@ -181,28 +181,39 @@ def _tsit5(
     field, t0: Scalar, t1: Scalar, h: Float[Array, ""], wanted: Bool[Array, ""], known: Any
 ) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
     """State, derivative and error after a step, if wanted; else those known, and no error."""
-    tableau = dfx.Tsit5.tableau
     y, f0, otherwise, slope = known
     t0, t1 = (jnp.asarray(t, jnp.result_type(t0, t1, float)) for t in (t0, t1))
+    nodes, rows, weights = _tableau(y.dtype)
 
     def compute(carry):
         _, y, _, _, _ = carry
-        slopes, y1 = [f0], y
-        for node, row in zip(tableau.c, tableau.a_lower, strict=True):
-            y1 = y + h * _weighted(row, slopes)
-            slopes.append(field(t0 + float(node) * (t1 - t0), y1))
-        error = h * _weighted(tableau.b_error, slopes)
+
+        # A loop, though its length is known: the field is compiled once instead of six times.
+        def stage(number, carry):
+            slopes, _ = carry
+            y1 = y + h * (rows[number] @ slopes)
+            slope = field(t0 + nodes[number].astype(t0.dtype) * (t1 - t0), y1)
+            return slopes.at[number + 1].set(slope), y1
+
+        slopes = jnp.zeros((_STAGES + 1, *y.shape), y.dtype).at[0].set(f0)
+        slopes, y1 = lax.fori_loop(0, _STAGES, stage, (slopes, y))
         # As in `RKC2.begin`: a loop of length 0 or 1, through which `y` goes and changes.
-        return jnp.asarray(False), jnp.zeros_like(y), y1, slopes[-1], error
+        return jnp.asarray(False), jnp.zeros_like(y), y1, slopes[-1], h * (weights @ slopes)
 
     start = wanted, y, otherwise, slope, jnp.zeros_like(y)
     _, _, y1, f1, error = lax.while_loop(lambda carry: carry[0], compute, start)
     return y1, f1, error
 
 
-def _weighted(weights: np.ndarray, slopes: list[Array]) -> Array:
-    pairs = zip(weights, slopes, strict=True)
-    return sum((float(weight) * slope for weight, slope in pairs), jnp.zeros_like(slopes[0]))
+def _tableau(dtype: Any) -> tuple[Array, Array, Array]:
+    """Nodes, rows of the matrix filled up with zeros, and weights of the error."""
+    tableau = dfx.Tsit5.tableau
+    rows = [np.pad(row, (0, _STAGES + 1 - len(row))) for row in tableau.a_lower]
+    return (
+        jnp.asarray(tableau.c, dtype),
+        jnp.asarray(np.stack(rows), dtype),
+        jnp.asarray(tableau.b_error, dtype),
+    )
 
 
 def _rms(values: Float[Array, " n"]) -> Float[Array, ""]:
