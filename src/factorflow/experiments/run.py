@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import tqdm
 
 from factorflow._certify import follow_certified
@@ -31,6 +32,8 @@ _SMALL_DIM = 3
 # A lane of large factors costs what it costs alone too, and lanes that have ended still cost it.
 _LARGE_WIDTHS = ((1024, (4, 8)), (8192, (2,)))
 
+# Seconds between writings: a file takes a tenth of one.
+_FILES_EVERY = 1.0
 # Followed one by one, but a file for each would take longer to read than to draw.
 _ALONE_WIDTHS = (1, 2, 4)
 
@@ -156,19 +159,48 @@ def _drain(
         waiting.setdefault(chunk.group, []).append(chunk)
     ready = deque(_longest_first([group.pop(0) for group in waiting.values()]))
     running: dict[Future, _Chunk] = {}
-    while ready or running:
+
+    def begin():
         while ready and len(running) < at_once:
             chunk = ready.popleft()
             running[pool.submit(_timed, chunk)] = chunk
-        # A short wait keeps the main thread answering to Ctrl-C while compiled code runs.
-        done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-        for future in done:
-            chunk = running.pop(future)
-            trajectories, seconds = future.result()
-            store.add(chunk.experiments, trajectories, seconds)
-            bar.update(len(chunk.experiments))
-            _return_memory()
-            ready.extendleft(reversed(waiting.pop(chunk.group, [])))
+
+    finished: list[tuple[_Chunk, Future]] = []
+    written = time.monotonic()
+    try:
+        begin()
+        while running:
+            # A short wait keeps the main thread answering to Ctrl-C while compiled code runs.
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                chunk = running.pop(future)
+                finished.append((chunk, future))
+                ready.extendleft(reversed(waiting.pop(chunk.group, [])))
+            for future in done:
+                future.result()
+            # No core waits for a file, and what ends within a second shares one.
+            begin()
+            if time.monotonic() - written > _FILES_EVERY:
+                _write(finished, store, bar)
+                written = time.monotonic()
+    finally:
+        _write(finished, store, bar)
+
+
+def _write(finished: "list[tuple[_Chunk, Future]]", store: Store, bar: "tqdm.tqdm") -> None:
+    """Store, and take from the list, what has ended: a file per structure."""
+    batches: dict[Hashable, list[tuple[_Chunk, Future]]] = {}
+    for chunk, future in finished:
+        if future.exception() is None:
+            batches.setdefault(chunk.group, []).append((chunk, future))
+    finished.clear()
+    for batch in batches.values():
+        experiments = [experiment for chunk, _ in batch for experiment in chunk.experiments]
+        trajectories, seconds = zip(*(future.result() for _, future in batch), strict=True)
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *trajectories)
+        store.add(experiments, together, sum(seconds))
+        bar.update(len(experiments))
+        _return_memory()
 
 
 def _longest_first(chunks: list[_Chunk]) -> list[_Chunk]:
