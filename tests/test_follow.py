@@ -66,6 +66,35 @@ def test_a_run_has_the_same_bits_alone_and_in_any_batch(dynamics):
             assert bits(in_batch) == bits(alone[first + lane]), f"lane {lane} of {width}"
 
 
+@pytest.mark.parametrize(
+    "shape, rank, widths", [((8, 8, 8), 64, (4, 8, 16)), ((3, 3, 2), 2, (4, 8))]
+)
+def test_a_tensor_has_the_same_bits_alone_and_in_batches(shape, rank, widths):
+    # Sums of many numbers over a wide batch, and of few over a narrow one: a compiler may reorder
+    # either. (With 16 numbers a run, it does so again from 16 lanes on, in the last digit.)
+    fz = ff.CP(shape, rank=rank)
+
+    def run(seed: int) -> dict:
+        key = jax.random.key(seed)
+        return {
+            "problem": ff.random_low_rank_problem(key, shape, rank=1, n_observed=12),
+            "factorization": fz,
+            "dynamics": ff.GradientDescent(
+                ff.Optimizer("group_rmsprop", {"learning_rate": 1e-2, "eps": 1e-6})
+            ),
+            "factors": ff.Gaussian(factor_scale=0.3)(fz, key),
+            "observe": ff.AtEnd(),
+            "stop": limits(max_steps=30 + seed),
+            "measures": ["loss", "component_norms"],
+        }
+
+    alone = bits(ff.simulate(**run(1)))
+    specs = [prepare(**run(seed)) for seed in range(max(widths))]
+    for width in widths:
+        batch = follow(specs[:width])
+        assert bits(jax.tree.map(lambda leaf: leaf[1], batch)) == alone, f"width {width}"
+
+
 def test_a_batch_keeps_the_order_of_its_runs():
     specs = [
         prepare(factorization=FZ, measures=MEASURES, dynamics=ff.GradientDescent(0.1), **numbers(i))

@@ -176,25 +176,34 @@ def _finish(
     return trajectory, Witness(rows.witness, run)
 
 
-# Small loops in `core` become hundreds of kernels; this emitter takes twice as long to compile them
-# as its predecessor, for code that is no faster (measured, jaxlib 0.10).
-_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+_OPTIONS = {
+    # Small loops in `core` become hundreds of kernels; this emitter takes twice as long to compile
+    # them as its predecessor, for code that is no faster (measured, jaxlib 0.10).
+    "xla_cpu_use_fusion_emitters": False,
+    # The library for matrix products, on its own: it would take sums too where a batch is large
+    # enough, in another order, and a run would have other bits in a wide batch than in a narrow.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+}
 # Losses this near, relatively, are the same level.
 _SAME = 1e-6
 # Stands for an array among the leaves that are compiled in.
 _ARRAY = object()
+_FEW_NUMBERS = 64
 # Structures that stay compiled: at some 60 MB each, a long sweep must let go of what it has done.
 _KEPT = 12
 
 
 @functools.cache
-def _options() -> dict[str, bool] | None:
-    """The compiler's options, where this jaxlib knows them."""
-    try:
-        jax.jit(lambda: 0, compiler_options=_OPTIONS)()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return _OPTIONS
+def _options() -> dict[str, Any]:
+    """The compiler's options, as far as this jaxlib knows them."""
+    known = {}
+    for name, value in _OPTIONS.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value})()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known
 
 
 @functools.lru_cache(maxsize=_KEPT)
@@ -219,14 +228,18 @@ def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witnes
     """Runs of one structure, with a leading axis, and their records; each lane stops on its own.
 
     Fewer runs than `width` are padded: batches of one width share a compilation, and a single run
-    gets the bits it has in any batch (lanes are bitwise independent of the width from two on,
-    measured for 2 to 256, while one lane alone compiles to other code). Dynamics that are to be
-    followed alone always are.
+    gets the bits it has in any batch. Lanes are bitwise independent of the width from two on, from
+    four on where a lane has few numbers (measured for 2 to 256; a tensor of 16 numbers still
+    differs in its last digit from 16 lanes on): one lane alone, and kernels of fewer than eight
+    numbers, compile to other code. Dynamics that are to be followed alone always are.
     """
-    if specs[0].dynamics.alone and len(specs) > 1:
+    dynamics: Any = specs[0].dynamics
+    if dynamics.alone and len(specs) > 1:
         runs = [follow([spec], 1) for spec in specs]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *runs)
-    least = 1 if specs[0].dynamics.alone else max(width, 2)
+    few = sum(leaf.size for leaf in jax.tree.leaves(specs[0].factors)) < _FEW_NUMBERS
+    narrowest = 4 if few and not dynamics.continuous else 2
+    least = 1 if dynamics.alone else max(width, narrowest)
     padded = [*specs, *[specs[0]] * (least - len(specs))]
     stacked = jax.tree.map(_stacked, *padded)
     batched = jax.block_until_ready(_call(stacked))
