@@ -224,16 +224,15 @@ class Integrator(eqx.Module):
         return self._moved(state, time, y, loss)
 
     def _restep(self, state: FlowState, time: FloatScalar) -> Any:
-        start = self._terms(), state.previous_time
+        terms, start, before = self._terms(), state.previous_time, state.previous_y
         solver: Any = self.solver
-        if hasattr(solver, "again"):
+        if hasattr(solver, "retake"):
             # Solvers that change with the step must take the one they took.
-            solver_state = solver.again(*start, state.previous_y, None, state.solver_state)
-            made_jump: Any = False
+            y = solver.retake(terms, start, time, before, None, state.solver_state)
         else:
-            # Makes solvers recompute what they would otherwise reuse from the step before.
-            solver_state, made_jump = state.solver_state, jnp.asarray(True)
-        y, *_ = solver.step(*start, time, state.previous_y, None, solver_state, made_jump)
+            # A jump makes solvers recompute what they would otherwise reuse from the step before.
+            jump = jnp.asarray(True)
+            y, *_ = solver.step(terms, start, time, before, None, state.solver_state, jump)
         unmoved = time <= state.previous_time
         return where(unmoved, state.previous_y, y)
 

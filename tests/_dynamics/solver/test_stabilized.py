@@ -247,9 +247,8 @@ def cut_short(end, time, method):
     term = dfx.ODETerm(lambda t, y, args: stiff_for_a_while(y))
     t0, y0 = end.previous_time, end.previous_y
     if isinstance(method, RKC2):
-        state = method.again(term, t0, y0, None, end.solver_state.common)
-    else:
-        state = method.init(term, t0, time, y0, None)
+        return method.retake(term, t0, time, y0, None, end.solver_state.common)
+    state = method.init(term, t0, time, y0, None)
     y, *_ = method.step(term, t0, time, y0, None, state, False)
     return y
 

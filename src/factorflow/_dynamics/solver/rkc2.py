@@ -17,7 +17,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-__all__ = ["RKC2", "RKC2State", "Scalar", "chebyshev_stages"]
+__all__ = ["RKC2", "RKC2State", "Scalar", "chebyshev_stages", "flat"]
 
 Scalar = float | int | Array | np.ndarray
 
@@ -34,7 +34,6 @@ class RKC2State(eqx.Module):
     age: Int[Array, ""]  # steps since it was estimated
     previous_step: Float[Array, ""]
     last_stages: Int[Array, ""]  # of the step that led here
-    least_stages: Int[Array, ""]  # of the next step
     num_evaluations: Int[Array, ""]  # cost so far, in gradients
 
 
@@ -121,7 +120,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         for leaf in jax.tree.leaves(y0):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise ValueError(f"`RKC2` needs real arrays, got {jnp.result_type(leaf)}.")
-        y, field, _ = _flat(terms, y0, args)
+        y, field, _ = flat(terms, y0, args)
         f0, guess = field(t0, y), (_scrambled(y), jnp.zeros((), y.dtype))
         eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, _COLD_ITERATIONS)
         return RKC2State(
@@ -131,7 +130,6 @@ class RKC2(dfx.AbstractAdaptiveSolver):
             age=jnp.zeros((), jnp.int32),
             previous_step=jnp.abs(jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)),
             last_stages=jnp.zeros((), jnp.int32),
-            least_stages=jnp.zeros((), jnp.int32),
             num_evaluations=jnp.asarray(1 + _JVP_COST * _COLD_ITERATIONS, jnp.int32),
         )
 
@@ -148,7 +146,6 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         start = self.begin(terms, t0, t1, y0, args, solver_state, made_jump)
         y, h, f0 = start.y, start.h, start.derivative
         needed = self.stages(jnp.abs(h), start.spectral_radius)
-        needed = jnp.maximum(needed, solver_state.least_stages.astype(needed.dtype))
         refused = ~(needed <= self.max_stages)  # also if the spectral radius is not finite
         stages = jnp.where(refused, 0, needed).astype(jnp.int32)
         y1, f1 = chebyshev_stages(start.field, t0, t1, y, f0, h, stages)
@@ -164,20 +161,23 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         result = dfx.RESULTS.where(refused, dfx.RESULTS.dt_min_reached, dfx.RESULTS.successful)
         return restore(y1), error, dense_info, state, result
 
-    def again(
-        self, terms: dfx.AbstractTerm, t0: Scalar, y0: PyTree, args: Any, state: RKC2State
-    ) -> RKC2State:
-        """The state from which the last step, from `y0`, is taken again or cut short.
+    def retake(
+        self,
+        terms: dfx.AbstractTerm,
+        t0: Scalar,
+        t1: Scalar,
+        y0: PyTree,
+        args: Any,
+        state: RKC2State,
+    ) -> PyTree:
+        """The end of the step that led to `state`, from `y0`, taken again but only to `t1`.
 
         It has the stages it had, whatever is left of it: as a function of its length it is smooth.
         """
-        y, field, _ = _flat(terms, y0, args)
-        none = jnp.zeros_like(state.age), jnp.zeros_like(state.previous_step)
-        return eqx.tree_at(
-            lambda s: (s.derivative, s.age, s.previous_step, s.least_stages),
-            state,
-            (field(t0, y), *none, state.last_stages),
-        )
+        y, field, restore = flat(terms, y0, args)
+        h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
+        y1, _ = chebyshev_stages(field, t0, t1, y, field(t0, y), h, state.last_stages)
+        return restore(y1)
 
     def stages(self, h: Float[Array, ""], spectral_radius: Float[Array, ""]) -> Float[Array, ""]:
         """How many stages a step needs."""
@@ -195,7 +195,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         made_jump: Scalar,
     ) -> "Start":
         """The derivative and the spectral radius at the beginning of a step."""
-        y, field, restore = _flat(terms, y0, args)
+        y, field, restore = flat(terms, y0, args)
         # Signed: diffrax integrates backwards in time by negating the control.
         h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
         f0, jumped = solver_state.derivative, jnp.asarray(made_jump)
@@ -254,7 +254,6 @@ class Start(NamedTuple):
             age=self.age + 1,
             previous_step=jnp.abs(self.h),
             last_stages=stages,
-            least_stages=jnp.zeros_like(stages),
             num_evaluations=self.num_evaluations + cost,
         )
 
@@ -332,7 +331,7 @@ def _scrambled(y):
     return _unit(bits.astype(y.dtype) / 2.0**32 - 0.5)
 
 
-def _flat(terms, y0, args):
+def flat(terms, y0, args):
     """The state as one vector in its widest dtype, the vector field on it, and the way back."""
     ravel = jax.numpy_dtype_promotion("standard")(ravel_pytree)
     y, restore = ravel(y0)

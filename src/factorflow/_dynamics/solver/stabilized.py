@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from factorflow._dynamics.solver.rkc2 import RKC2, RKC2State, Scalar, chebyshev_stages
+from factorflow._dynamics.solver.rkc2 import RKC2, RKC2State, Scalar, chebyshev_stages, flat
 
 __all__ = ["Stabilized"]
 
@@ -113,12 +113,22 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         no = jnp.asarray(False)
         return _StabilizedState(self.rkc2.init(terms, t0, t1, y0, args), no, no)
 
-    def again(
-        self, terms: dfx.AbstractTerm, t0: Scalar, y0: PyTree, args: Any, state: _StabilizedState
-    ) -> _StabilizedState:
-        """As `RKC2.again`: by the method of the last step."""
-        common = self.rkc2.again(terms, t0, y0, args, state.common)
-        return _StabilizedState(common, state.was_stiff, state.was_stiff)
+    def retake(
+        self,
+        terms: dfx.AbstractTerm,
+        t0: Scalar,
+        t1: Scalar,
+        y0: PyTree,
+        args: Any,
+        state: _StabilizedState,
+    ) -> PyTree:
+        """As `RKC2.retake`: by the method of the last step."""
+        y, field, restore = flat(terms, y0, args)
+        h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
+        f0, stages = field(t0, y), jnp.where(state.was_stiff, state.common.last_stages, 0)
+        y1, f1 = chebyshev_stages(field, t0, t1, y, f0, h, stages)
+        y1, _, _ = _tsit5(field, t0, t1, h, ~state.was_stiff, (y, f0, y1, f1))
+        return restore(y1)
 
     def step(
         self,
@@ -134,7 +144,6 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         y, h, f0, stiff = start.y, start.h, start.derivative, solver_state.stiff
         size, rho = jnp.abs(h), start.spectral_radius
         needed = self.rkc2.stages(size, rho)
-        needed = jnp.maximum(needed, solver_state.common.least_stages.astype(needed.dtype))
         # Negated so that a spectral radius that is not finite is refused too.
         refused = ~jnp.where(stiff, needed <= self.rkc2.max_stages, size * rho <= _INTERVAL)
         stages = jnp.where(stiff & ~refused, needed, 0).astype(jnp.int32)
