@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Processes of their own, in double precision whatever this session's: once is enough.
+pytestmark = pytest.mark.x64
+
 COMMAND = [sys.executable, "-m", "factorflow.cli"]
 
 

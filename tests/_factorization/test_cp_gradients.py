@@ -230,6 +230,7 @@ def unseeable(order: int, rank: int = 3) -> tuple[ff.CP, ff.Completion]:
 ORDER = 784
 
 
+@pytest.mark.x64
 def test_order_784_entries_and_gradient(dtype):
     fz, problem = unseeable(ORDER)
     factors = near_one(fz, dtype)

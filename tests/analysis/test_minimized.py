@@ -234,6 +234,7 @@ def test_the_error_covers_the_seeds_limits(negative):
 # --- Completions with known answers
 
 
+@pytest.mark.x64
 def test_disconnected_blocks_minimize_the_nuclear_norm(disconnected):
     """The least nuclear norm is the blocks' sum: what is between them can be zero."""
     assert disconnected.verdict == "norm: nuclear_norm"
@@ -247,6 +248,7 @@ def test_disconnected_blocks_minimize_the_nuclear_norm(disconnected):
     assert nuclear.trend > 10
 
 
+@pytest.mark.x64
 def test_where_the_rank_is_the_sum_of_the_blocks(disconnected):
     rank = quantities(disconnected)["rank"]
     assert (rank.status, rank.limit) == ("above", 2)

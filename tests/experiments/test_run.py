@@ -56,6 +56,7 @@ def test_a_run_agrees_with_simulate(runs, store):
     np.testing.assert_array_equal(trajectory.steps, stored["step"].values[0])
 
 
+@pytest.mark.x64
 def test_one_compilation_per_structure(tmp_path, monkeypatch):
     """Two depths with many learning rates, scales, seeds and levels are two structures."""
     traced = []
@@ -147,6 +148,7 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
     assert "1/1" in captured.err
 
 
+@pytest.mark.x64
 def test_what_takes_longest_begins_first_flows_and_descents_in_turn(tmp_path, monkeypatch):
     descents = sweep(base(), **{"factorization.hidden": [2, 4, 3]})
     flow = base().replace(dynamics=ff.GradientFlow("Tsit5"))
@@ -163,6 +165,7 @@ def test_what_takes_longest_begins_first_flows_and_descents_in_turn(tmp_path, mo
     assert begun == [(True, 2), (False, 4), (False, 3), (False, 2)]
 
 
+@pytest.mark.x64
 def test_runs_that_go_one_by_one_share_files():
     alone = base().replace(
         task=small_tensor(),

@@ -8,6 +8,9 @@ import factorflow as ff
 from experiments.common import base
 from factorflow.experiments import Store, run, sweep
 
+# Experiments name their precision: a store holds the same in any session.
+pytestmark = pytest.mark.x64
+
 
 @pytest.fixture(scope="module")
 def runs():
