@@ -33,8 +33,8 @@ def measure() -> list[Row]:
 
 
 def _flops(order: int) -> float:
-    """Of the product, and of the gradients of all modes (order 3) or of both halves (order 4)."""
-    return 2.0 * 8**order * 8 ** (order - 1) * {3: 4, 4: 3}[order]
+    """Of the product, and of the gradients of both halves of its modes."""
+    return 3 * 2.0 * 8**order * 8 ** (order - 1)
 
 
 def _peak() -> Row:
@@ -113,7 +113,10 @@ def _figures() -> list[Row]:
         seconds = 0.0
         for repetition in range(2):
             start = time.perf_counter()
-            run(wanted, Path(scratch) / f"warm{repetition}", progress=False)
+            store = run(wanted, Path(scratch) / f"warm{repetition}", progress=False)
+            for product in np.asarray(store.dataset(wanted)["product"])[:, 0]:
+                ff.cp_rank(product, mse=1e-6)
             seconds = time.perf_counter() - start
-        rows.append(Row("  the runs of order 3, rank 1 once compiled, s", f"{seconds:.1f}", "2"))
+        name = "  the runs of order 3, rank 1 and their ranks, once compiled, s"
+        rows.append(Row(name, f"{seconds:.1f}", "under 2"))
     return rows

@@ -188,6 +188,7 @@ _OPTIONS = {
 _SAME = 1e-6
 # Stands for an array among the leaves that are compiled in.
 _ARRAY = object()
+# With fewer numbers in a lane, kernels over two lanes are so small that they compile to other code.
 _FEW_NUMBERS = 64
 # Structures that stay compiled: at some 60 MB each, a long sweep must let go of what it has done.
 _KEPT = 12

@@ -116,6 +116,33 @@ def test_an_interrupted_run_keeps_finished_batches_and_resumes(tmp_path, monkeyp
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
 
+def test_an_interruption_while_writing_loses_nothing_that_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_FILES_EVERY", 0)
+    original, interruptions = Store.add, [KeyboardInterrupt]
+
+    def add(self, *batch):
+        if interruptions:
+            raise interruptions.pop()
+        original(self, *batch)
+
+    monkeypatch.setattr(Store, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        run(base(), tmp_path / "store", progress=False)
+    assert len(Store(tmp_path / "store")) == 1
+
+
+def test_what_ends_at_once_shares_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_FILES_EVERY", 1e9)
+    runs = sweep(base(), factorization__depth=[2, 3], seed=range(5))
+    store = run(runs, tmp_path / "store", chunk=2, progress=False)
+    assert sorted(store.index["file"].value_counts()["count"]) == [5, 5]
+    seeds = store.dataset(runs)["seed"].values
+    np.testing.assert_array_equal(seeds, [*range(5), *range(5)])
+    (alone,) = store.dataset(runs[3])["entry[0,0]"].values
+    again = run(runs[3], tmp_path / "other", progress=False).dataset()
+    np.testing.assert_array_equal(alone, again["entry[0,0]"].values[0])
+
+
 def test_a_failed_run_is_stored_with_its_result(tmp_path):
     wild = base(dynamics=ff.GradientDescent(50.0))
     store = run([wild, base()], tmp_path / "store", progress=False)

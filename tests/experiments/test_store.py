@@ -39,6 +39,20 @@ def test_a_measure_that_only_the_shorter_run_took_is_padded_too(tmp_path):
     assert np.isfinite(gap).tolist() == [[False] * 3, [True, False, False]]
 
 
+def test_measures_of_unequal_lengths_without_names_are_padded(tmp_path):
+    lengths = {2: [2.0, 3.0], 3: [2.0, 3.0, 4.0]}
+    runs = sweep(base(), factorization__depth=[2, 3])
+    store = run(runs, tmp_path / "store", progress=False)
+    for one, values in zip(runs, lengths.values(), strict=True):
+        name = store.index.row(by_predicate=pl.col("key") == one.key(), named=True)["file"]
+        rows = np.tile(values, (1, 3, 1))
+        dims = ("run", "row", f"size_{len(values)}")
+        store._remembered[name] = store._open(name).assign(own=(dims, rows))
+    own = store.dataset(runs)["own"].values
+    assert own.shape == (2, 3, 3)
+    assert np.isnan(own[0, :, 2]).all() and np.isfinite(own[1]).all()
+
+
 def test_axes_become_coordinates_and_select(store, runs):
     dataset = store.dataset(runs)
     assert dataset["factorization.depth"].values.tolist() == [2, 3, 2]

@@ -25,10 +25,7 @@ def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
     names = dict.fromkeys(name for lane in lanes for name in lane.variables)
     coordinates = {"time", "step", "level"}
     # A run's rows may be fewer than another's in every measure that it took.
-    sizes: dict[Any, int] = {}
-    for lane in lanes:
-        for dim, size in lane.sizes.items():
-            sizes[dim] = max(size, sizes.get(dim, 0))
+    rows = max(lane.sizes["row"] for lane in lanes)
     data: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     for name in names:
@@ -37,7 +34,7 @@ def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
         values = [np.asarray(lane[name]) if name in lane.variables else None for lane in lanes]
         dims = next(lane[name].dims for lane in lanes if name in lane.variables)
         place = coords if name in coordinates else data
-        place[str(name)] = (("run", *dims), _pad(values, tuple(sizes[dim] for dim in dims)))
+        place[str(name)] = (("run", *dims), _pad(values, rows if dims[:1] == ("row",) else 0))
     for name in runs[0][1]:
         if name not in _PLACES:
             column = [row[name] for _, row in runs]
@@ -45,8 +42,10 @@ def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
     return xr.Dataset(data, coords)
 
 
-def _pad(values: list[np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray:
+def _pad(values: list[np.ndarray | None], rows: int) -> np.ndarray:
     present = [value for value in values if value is not None]
+    shape = tuple(max(sizes) for sizes in zip(*(value.shape for value in present), strict=True))
+    shape = (max(rows, shape[0]), *shape[1:]) if rows else shape
     dtype = np.result_type(*present)
     fill: Any = np.nan
     if np.issubdtype(dtype, np.integer):

@@ -1,4 +1,4 @@
-"""A folder of results: one netCDF file per batch, and an index with a row per experiment."""
+"""A folder of results: netCDF files of one or more batches, an index with a row per experiment."""
 
 import hashlib
 import json
@@ -189,6 +189,7 @@ class Store:
         import xarray as xr
 
         file = self.path / _BATCHES / name
+        # Nobody changes what it returns: another thread may be reading it.
         remembered = self._remembered.get(name)
         if remembered is not None and file.exists():
             return remembered

@@ -177,7 +177,7 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         y, field, restore = flat(terms, y0, args)
         h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
         y1, _ = chebyshev_stages(field, t0, t1, y, field(t0, y), h, state.last_stages)
-        return restore(y1)
+        return restore(jnp.where(jnp.all(jnp.isfinite(y1)), y1, y))
 
     def stages(self, h: Float[Array, ""], spectral_radius: Float[Array, ""]) -> Float[Array, ""]:
         """How many stages a step needs."""

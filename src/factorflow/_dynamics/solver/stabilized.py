@@ -5,6 +5,7 @@ growth are amplified and call for a high order, on a problem that is not stiff y
 problem is stiff, errors are forgotten, and a large step matters more than its order.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -128,7 +129,7 @@ class Stabilized(dfx.AbstractAdaptiveSolver):
         f0, stages = field(t0, y), jnp.where(state.was_stiff, state.common.last_stages, 0)
         y1, f1 = chebyshev_stages(field, t0, t1, y, f0, h, stages)
         y1, _, _ = _tsit5(field, t0, t1, h, ~state.was_stiff, (y, f0, y1, f1))
-        return restore(y1)
+        return restore(jnp.where(jnp.all(jnp.isfinite(y1)), y1, y))
 
     def step(
         self,
@@ -192,7 +193,9 @@ def _tsit5(
     """State, derivative and error after a step, if wanted; else those known, and no error."""
     y, f0, otherwise, slope = known
     t0, t1 = (jnp.asarray(t, jnp.result_type(t0, t1, float)) for t in (t0, t1))
-    nodes, rows, weights = _tableau(y.dtype)
+    nodes, rows, weights = _tableau(t0.dtype, y.dtype)
+    # Accelerators would otherwise round single precision further in products of matrices.
+    exactly = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
     def compute(carry):
         _, y, _, _, _ = carry
@@ -200,26 +203,26 @@ def _tsit5(
         # A loop, though its length is known: the field is compiled once instead of six times.
         def stage(number, carry):
             slopes, _ = carry
-            y1 = y + h * (rows[number] @ slopes)
-            slope = field(t0 + nodes[number].astype(t0.dtype) * (t1 - t0), y1)
+            y1 = y + h * exactly(rows[number], slopes)
+            slope = field(t0 + nodes[number] * (t1 - t0), y1)
             return slopes.at[number + 1].set(slope), y1
 
         slopes = jnp.zeros((_STAGES + 1, *y.shape), y.dtype).at[0].set(f0)
         slopes, y1 = lax.fori_loop(0, _STAGES, stage, (slopes, y))
         # As in `RKC2.begin`: a loop of length 0 or 1, through which `y` goes and changes.
-        return jnp.asarray(False), jnp.zeros_like(y), y1, slopes[-1], h * (weights @ slopes)
+        return jnp.asarray(False), jnp.zeros_like(y), y1, slopes[-1], h * exactly(weights, slopes)
 
     start = wanted, y, otherwise, slope, jnp.zeros_like(y)
     _, _, y1, f1, error = lax.while_loop(lambda carry: carry[0], compute, start)
     return y1, f1, error
 
 
-def _tableau(dtype: Any) -> tuple[Array, Array, Array]:
+def _tableau(time_dtype: Any, dtype: Any) -> tuple[Array, Array, Array]:
     """Nodes, rows of the matrix filled up with zeros, and weights of the error."""
     tableau = dfx.Tsit5.tableau
     rows = [np.pad(row, (0, _STAGES + 1 - len(row))) for row in tableau.a_lower]
     return (
-        jnp.asarray(tableau.c, dtype),
+        jnp.asarray(tableau.c, time_dtype),
         jnp.asarray(np.stack(rows), dtype),
         jnp.asarray(tableau.b_error, dtype),
     )
