@@ -4,7 +4,7 @@ from factorflow.papers.base import Paper
 from factorflow.papers.razin_maman_cohen_2021 import component_norms, error_staircase
 
 PAPER = Paper(
-    durations={"quick": "20 seconds", "paper": "two minutes", "beyond": "half an hour"},
+    durations={"quick": "20 seconds", "paper": "a minute", "beyond": "half an hour"},
     name="razin_maman_cohen_2021",
     title="Implicit regularization in tensor factorization",
     abstract=(
