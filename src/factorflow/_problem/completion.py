@@ -167,6 +167,8 @@ class Completion(AbstractProblem):
 
     def observed_entries(self) -> FloatArray:
         """The observed values in their places and zeros elsewhere: the linear baseline."""
+        if self.masked is not None:
+            return self.masked[1]
         return jnp.zeros(self.shape, self.values.dtype).at[self._places()].set(self.values)
 
     def _pad(self, room: int) -> None:

@@ -78,10 +78,7 @@ class Bound(eqx.Module):
 
         **Raises:** `ValueError` when a concrete loss is negative.
         """
-        require_nonnegative("loss", loss, "pass half the sum of squared residuals")
-        loss = as_float(loss)
-        parameters = tuple(cast_like(value, loss) for value in self.parameters)
-        return _evaluated(self.formula, loss, parameters)
+        return _evaluated(self.formula, *self._numbers(loss))
 
     def holds(
         self, loss: ArrayLike, value: ArrayLike, slack_ulp: float = 8.0
@@ -106,12 +103,15 @@ class Bound(eqx.Module):
         **Raises:** `ValueError` when a concrete loss or slack is negative.
         """
         require_nonnegative("slack_ulp", slack_ulp, "pass the number of rounding units to forgive")
-        require_nonnegative("loss", loss, "pass half the sum of squared residuals")
-        loss, value = as_float(loss), as_float(value)
+        (loss, parameters), value = self._numbers(loss), as_float(value)
         dtypes = sorted((loss.dtype, value.dtype), key=lambda dtype: jnp.finfo(dtype).bits)
         slack = jnp.asarray(slack_ulp * float(jnp.finfo(dtypes[0]).eps), dtypes[1])
-        parameters = tuple(cast_like(number, loss) for number in self.parameters)
         return _respected(self.kind, self.formula, loss, parameters, value, slack)
+
+    def _numbers(self, loss: ArrayLike) -> tuple[Array, tuple[Array, ...]]:
+        require_nonnegative("loss", loss, "pass half the sum of squared residuals")
+        loss = as_float(loss)
+        return loss, tuple(cast_like(value, loss) for value in self.parameters)
 
 
 # One compilation for a formula and not one for each of its operations.

@@ -61,11 +61,7 @@ def _data(experiment: Experiment) -> tuple:
 def _baseline(experiment: Experiment) -> tuple[np.ndarray, float]:
     """The observed entries with zeros elsewhere, and their relative error."""
     problem: Any = experiment.problem()
-    places, values = np.asarray(problem.indices), np.asarray(problem.values)
-    target = np.asarray(problem.target)
-    # As `problem.observed_entries()`, in NumPy: numbers of observations differ, and each compiles.
-    observed = np.zeros_like(target)
-    observed[tuple(places.T)] = values
+    observed, target = np.asarray(problem.observed_entries()), np.asarray(problem.target)
     error = np.linalg.norm(observed - target) / np.linalg.norm(target)
     return observed, float(error)
 
