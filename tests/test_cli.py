@@ -167,8 +167,12 @@ def test_reproduce_one_figure_then_from_the_store_then_from_one_that_was_tampere
 def test_ctrl_c_ends_cleanly_and_running_again_resumes(example, tmp_path):
     """Interrupt a sweep whose second batch is long: the first stays, nothing is half-written."""
     store = tmp_path / "store"
+    endless = json.loads(example.read_text())
+    endless["stop"]["max_steps"] = 10**9  # at a rate of 1e-7 a quarter of an hour and more
+    spec = tmp_path / "endless.json"
+    spec.write_text(json.dumps(endless))
     axes = ["dynamics.optimizer=[0.006, 0.0000001]", "factorization.depth=[2]"]
-    arguments = [*COMMAND, "sweep", str(example), "--store", str(store), "--axis", *axes]
+    arguments = [*COMMAND, "sweep", str(spec), "--store", str(store), "--axis", *axes]
     arguments += ["--chunk", "1"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 120
