@@ -179,17 +179,36 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
 def test_what_takes_longest_begins_first_flows_and_descents_in_turn(tmp_path, monkeypatch):
     descents = sweep(base(), **{"factorization.hidden": [2, 4, 3]})
     flow = base().replace(dynamics=ff.GradientFlow("Tsit5"))
+    begun = recorded(monkeypatch)
+    with ThreadPoolExecutor(1) as one:
+        run([*descents, flow], tmp_path / "store", executor=one, progress=False)
+    assert begun == [("Tsit5", 2), ("descent", 4), ("descent", 3), ("descent", 2)]
+
+
+@pytest.mark.x64
+def test_of_small_flows_those_that_most_runs_need_begin_first(tmp_path, monkeypatch):
+    """Larger ones come before all: they take longer to run than to compile."""
+    flow = base().replace(dynamics=ff.GradientFlow("Tsit5"))
+    few = sweep(flow, **{"factorization.hidden": [2, 3]})
+    many = sweep(flow, **{"factorization.hidden": [4], "initializer.product_scale": [0.1, 0.2]})
+    large = flow.replace(**{"factorization.hidden": 40})
+    begun = recorded(monkeypatch)
+    with ThreadPoolExecutor(1) as one:
+        run([*few, *many, large], tmp_path / "store", executor=one, progress=False)
+    assert begun == [("Tsit5", 40), ("Tsit5", 4), ("Tsit5", 2), ("Tsit5", 3)]
+
+
+def recorded(monkeypatch):
+    """What is begun, by integrator and hidden width, in order."""
     begun = []
     follow_certified = module.follow_certified
 
-    def recorded(specs, *rest):
-        begun.append((specs[0].dynamics.continuous, specs[0].factors[0].shape[0]))
+    def follow(specs, *rest):
+        begun.append((specs[0].dynamics.integrator_name, specs[0].factors[0].shape[0]))
         return follow_certified(specs, *rest)
 
-    monkeypatch.setattr(module, "follow_certified", recorded)
-    with ThreadPoolExecutor(1) as one:
-        run([*descents, flow], tmp_path / "store", executor=one, progress=False)
-    assert begun == [(True, 2), (False, 4), (False, 3), (False, 2)]
+    monkeypatch.setattr(module, "follow_certified", follow)
+    return begun
 
 
 @pytest.mark.x64
@@ -202,8 +221,7 @@ def test_runs_that_go_one_by_one_share_files():
         dynamics=ff.MultirateFlow(),
         measures=["loss"],
     )
-    with ThreadPoolExecutor(2) as pool:
-        chunks = module._chunks(sweep(alone, seed=range(9)), 64, pool)
+    chunks = module._chunks(sweep(alone, seed=range(9)), 64)
     assert [len(chunk.specs) for chunk in chunks] == [4, 4, 1]
 
 

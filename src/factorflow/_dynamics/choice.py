@@ -81,14 +81,14 @@ def is_balanced(fz: AbstractFactorization, factors: Factors) -> bool:
 
 def balancedness_gap(fz: DeepMatrix, factors: Factors) -> float:
     r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$."""
-    gaps = [float(np.linalg.norm(gap, 2)) for gap in _conserved(fz, factors)]
+    gaps = [float(np.linalg.norm(gap, 2)) for gap in _looked_at(fz, factors)[0]]
     return max(gaps, default=0.0)
 
 
 # Compiled whole: operation by operation, a first flow would compile a dozen of them.
 @eqx.filter_jit
-def _conserved(fz: DeepMatrix, factors: Factors) -> tuple[FloatArray, ...]:
-    return fz.conserved(factors)
+def _looked_at(fz: DeepMatrix, factors: Factors) -> tuple[tuple[FloatArray, ...], FloatArray]:
+    return fz.conserved(factors), fz.compose(factors)
 
 
 def allowed_gap(factors: Factors) -> float:
@@ -118,7 +118,7 @@ def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factor
             f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "
             f"{allowed:.3g}). Start from Balanced or balanced_factors"
         )
-    values = np.linalg.svd(np.asarray(fz.compose(factors)), compute_uv=False)
+    values = np.linalg.svd(np.asarray(_looked_at(fz, factors)[1]), compute_uv=False)
     if values[-2] <= _LOST_ULPS * float(jnp.finfo(values.dtype).eps) * values[0]:
         return "keeps one vanishing singular value apart, but more of this product's are zero"
     return None

@@ -257,16 +257,22 @@ class CollocationFlow(AbstractDynamics):
 
         if time is not None:
             share = (time - state.previous_time) / jnp.where(span > 0, span, 1)
+            found = self._here(problem, factorization, at(share), "loss")
         elif loss is not None:
 
             def halve(_, bracket):
-                low, high = bracket
+                low, high, found = bracket
                 middle = (low + high) / 2
-                above = self._here(problem, factorization, at(middle), "loss") > loss
-                return jnp.where(above, middle, low), jnp.where(above, high, middle)
+                new = self._here(problem, factorization, at(middle), "loss")
+                above = new > loss
+                return (
+                    jnp.where(above, middle, low),
+                    jnp.where(above, high, middle),
+                    jnp.where(above, found, new),
+                )
 
-            ends = jnp.zeros_like(span), jnp.ones_like(span)
-            share = lax.fori_loop(0, _BISECTIONS, halve, ends)[1]
+            ends = jnp.zeros_like(span), jnp.ones_like(span), state.loss
+            _, share, found = lax.fori_loop(0, _BISECTIONS, halve, ends)
         else:
             return state
         # The ends themselves are states, in charts of their own.
@@ -277,7 +283,7 @@ class CollocationFlow(AbstractDynamics):
             state,
             (
                 jnp.where(beginning, state.previous_time, state.previous_time + share * span),
-                self._here(problem, factorization, position, "loss"),
+                found,
                 position,
             ),
         )

@@ -13,12 +13,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from factorflow._dynamics.base import AbstractState, tree_norm, where
 from factorflow._results import RESULTS
 from factorflow._types import FloatScalar, IntScalar
 
-__all__ = ["FlowState", "Integrator"]
+__all__ = ["FlowState", "Integrator", "first_step"]
 
 # Of false position, for a row at a loss; and how many that do not improve mean rounding.
 _LOCATE_ITERATIONS = 40
@@ -64,7 +65,9 @@ class Integrator(eqx.Module):
         zero = jnp.zeros_like(loss)
         terms, horizon = self._terms(), jnp.full_like(loss, jnp.inf)
         order = self._error_order(terms)
-        dt0 = self._first_step(y, loss) if self.dt0 is None else self.dt0
+        dt0 = self.dt0
+        if dt0 is None:
+            dt0 = first_step(tree_norm(y), tree_norm(self.field(y))).astype(loss.dtype)
         next_time, controller_state = self.controller.init(
             terms, zero, horizon, y, dt0, None, self.solver.func, order
         )
@@ -91,6 +94,10 @@ class Integrator(eqx.Module):
     def speed(self, state: FlowState) -> FloatScalar:
         """Norm of the field at the state."""
         return tree_norm(self.field(state.y))
+
+    def velocity(self, state: FlowState) -> Any:
+        """The field right after a step that was kept, from solvers that remember it."""
+        return ravel_pytree(state.y)[1](state.solver_state.derivative)
 
     def _attempt(self, state: FlowState) -> FlowState:
         terms = self._terms()
@@ -140,7 +147,7 @@ class Integrator(eqx.Module):
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
             previous_y=where(keep, state.y, state.previous_y),
             made_jump=jnp.asarray(made_jump),
-            solver_state=_spent(solver_state, where(keep, solver_state, state.solver_state)),
+            solver_state=where(keep, solver_state, _rejected(state.solver_state, solver_state)),
             controller_state=controller_state,
         )
 
@@ -246,19 +253,19 @@ class Integrator(eqx.Module):
     def _terms(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(lambda t, y, args: self.field(y))
 
-    def _first_step(self, y: Any, loss: FloatScalar) -> FloatScalar:
-        # A hundredth of the time in which the field would move the state by its own size; the
-        # controller corrects it at once.
-        size, speed = tree_norm(y), tree_norm(self.field(y))
-        return (0.01 * size / jnp.where(speed > 0, speed, 1)).astype(loss.dtype)
+
+def first_step(size: FloatScalar, speed: FloatScalar) -> FloatScalar:
+    """A hundredth of the time in which the field would move the state by its own size.
+
+    The controller corrects it at once.
+    """
+    return 0.01 * size / jnp.where(speed > 0, speed, 1)
 
 
 def _worse(first: RESULTS, second: RESULTS) -> RESULTS:
     return RESULTS.where(first == RESULTS.successful, second, first)
 
 
-def _spent(attempted: Any, kept: Any) -> Any:
-    """The kept solver state, with the evaluations of a rejected step counted too."""
-    if not hasattr(kept, "num_evaluations"):
-        return kept
-    return eqx.tree_at(lambda s: s.num_evaluations, kept, attempted.num_evaluations)
+def _rejected(kept: Any, attempted: Any) -> Any:
+    """The solver's state after a rejected step, with what that has cost where it counts."""
+    return kept.rejected(attempted) if hasattr(kept, "rejected") else kept

@@ -152,7 +152,8 @@ class MultirateFlow(AbstractDynamics):
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(parts.large(apart).init, columns(factors, chosen, none)),
         )
-        state = MultirateState(
+        # The first step is one of all components: what is large shows after it.
+        return MultirateState(
             step=none,
             time=zero,
             loss=every.loss,
@@ -173,7 +174,6 @@ class MultirateFlow(AbstractDynamics):
             slow_steps=none,
             fast_steps=none,
         )
-        return parts.survey_all(state)
 
     def advance(
         self,

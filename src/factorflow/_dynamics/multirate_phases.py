@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from factorflow._dynamics.base import AbstractState, tree_norm, where
-from factorflow._dynamics.flow import FlowState, Integrator
+from factorflow._dynamics.flow import FlowState, Integrator, first_step
 from factorflow._dynamics.integrators import with_tolerances
 from factorflow._dynamics.solver import Stabilized
 from factorflow._factorization import CP, AbstractFactorization
@@ -125,7 +125,7 @@ class Phases:
 
         return self._integrator(velocity, self.compose)
 
-    def large(self, resting: FloatArray) -> Integrator:
+    def large(self, resting: FloatArray, dt0: FloatScalar | None = None) -> Integrator:
         """The large components alone, beside the product of those that rest."""
 
         def product(factors):
@@ -135,16 +135,18 @@ class Phases:
             dense, pull = jax.vjp(product, factors)
             return pull(self.force(dense))[0]
 
-        return self._integrator(velocity, product)
+        return self._integrator(velocity, product, dt0)
 
-    def _integrator(self, velocity: Callable, product: Callable) -> Integrator:
+    def _integrator(
+        self, velocity: Callable, product: Callable, dt0: FloatScalar | None = None
+    ) -> Integrator:
         def loss(factors):
             return self.problem.loss(Dense(product(factors)))
 
         flow = self.flow
         dtype = jnp.asarray(flow.rtol).dtype
         solver, controller = with_tolerances(Stabilized(), flow.rtol, flow.atol, dtype)
-        return Integrator(velocity, loss, solver, controller, None)
+        return Integrator(velocity, loss, solver, controller, dt0)
 
     def _large(self, state: MultirateState) -> BoolArray:
         """Whether each component is a large one."""
@@ -195,9 +197,7 @@ class Phases:
     def survey_all(self, state: MultirateState) -> MultirateState:
         """After a full step: which components are large, and whether the others can be left."""
         y, tolerance = state.every.y, self.flow.tolerance
-        product, pull = jax.vjp(self.compose, y)
-        force = self.force(product)
-        (velocity,) = pull(force)
+        force, velocity = self.force(self.compose(y)), self.all(state).velocity(state.every)
         norms = self.fz.component_norms(y)
         # Of a quadratic loss, twice over the gradient is the residual, whatever its normalization.
         residual = _ratio(2 * state.loss, tree_norm(force))
@@ -236,7 +236,7 @@ class Phases:
     def survey_large(self, state: MultirateState) -> MultirateState:
         """After a fast step: whether the large components have come to rest."""
         few, tolerance = state.few, self.flow.tolerance
-        slope = self.large(state.apart).speed(few)
+        slope = tree_norm(self.large(state.apart).velocity(few))
         old = state.clock
         # The force that makes the small ones grow falls with the residual.
         growth = old.growth * jnp.sqrt(_ratio(few.loss, old.growth_loss))
@@ -323,7 +323,10 @@ class Phases:
 
     def _begin(self, few: FlowState, state: MultirateState, resting: FloatArray) -> FlowState:
         """The large components on their own; counters go on."""
-        start = self.large(resting).init(columns(state.every.y, state.chosen, state.count))
+        y = columns(state.every.y, state.chosen, state.count)
+        # How fast they move is known from the step before.
+        dt0 = first_step(tree_norm(y), state.clock.slope)
+        start = self.large(resting, dt0).init(y)
         spent = few.solver_state.num_evaluations + start.solver_state.num_evaluations
         return eqx.tree_at(
             lambda s: (s.rejected, s.solver_state.common.num_evaluations),

@@ -173,18 +173,31 @@ def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
             f"product must have the factorization's shape {factorization.shape}, got "
             f"{product.shape}."
         )
-    left, values, right = svd(product)
-    left, right = left[:, : values.shape[0]], right[: values.shape[0]]
+    left, values, right = _decomposed(product)
     narrowest = min((*factorization.hidden_widths, values.shape[0]))
     if narrowest < values.shape[0]:
         _refuse_narrow(factorization, values, narrowest)
         # What the narrowest factor cuts off, all must: the L-th root of rounding is not small.
         values = values.at[narrowest:].set(0)
-    # A singular value within the rounding of the largest is zero: its sign would be arbitrary.
-    noise = max(product.shape) * jnp.finfo(values.dtype).eps * values[0]
-    values = jnp.where(values <= noise, 0, values)
     if factorization.depth == 1:
         return (product,)
+    return _balanced(factorization, left, values, right)
+
+
+# Compiled whole, like what follows: operation by operation, every shape would compile a dozen.
+@jax.jit
+def _decomposed(product: Matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
+    left, values, right = svd(product)
+    # A singular value within the rounding of the largest is zero: its sign would be arbitrary.
+    noise = max(product.shape) * jnp.finfo(values.dtype).eps * values[0]
+    count = values.shape[0]
+    return left[:, :count], jnp.where(values <= noise, 0, values), right[:count]
+
+
+@eqx.filter_jit
+def _balanced(
+    factorization: DeepMatrix, left: FloatArray, values: FloatArray, right: FloatArray
+) -> tuple[FloatArray, ...]:
     return _spread(factorization, left, values ** (1 / factorization.depth), right)
 
 

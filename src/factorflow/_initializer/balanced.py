@@ -1,7 +1,6 @@
 """Balanced factors of a random or given product."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +12,7 @@ from factorflow._initializer.base import (
     check_scales,
     with_determinant,
 )
+from factorflow._random import gaussian
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["Balanced"]
@@ -82,7 +82,7 @@ class Balanced(AbstractInitializer):
             raise ValueError("Balanced(product_scale=) needs a random key.")
         else:
             assert self.product_scale is not None  # one of the two was given
-            product = self.product_scale * jax.random.normal(key, factorization.shape)
+            product = self.product_scale * gaussian(key, factorization.shape)
         return with_determinant(
             factorization, balanced_factors(factorization, product), self.determinant
         )

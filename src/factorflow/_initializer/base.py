@@ -12,7 +12,7 @@ import numpy as np
 
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._product import log_determinant
-from factorflow._types import Factors, FloatScalar, Matrix, RandomKey
+from factorflow._types import Factors, FloatScalar, RandomKey
 
 __all__ = [
     "AbstractInitializer",
@@ -106,20 +106,23 @@ def with_determinant(
             f"{factorization.hidden_widths} below {factorization.shape[0]} make every product "
             "singular."
         )
-    sign, _ = eqx.filter_jit(log_determinant)(tuple(factors))
+    wanted = 1.0 if determinant == "positive" else -1.0
+    sign, reflected = _reflected(tuple(factors), wanted)
     if not isinstance(sign, jax.core.Tracer) and float(sign) == 0:
         raise ValueError(
             f"determinant={determinant!r} cannot be honoured: the product is singular, or "
             "underflows. Give a product of full rank or a larger scale, or no sign."
         )
-    wanted = 1.0 if determinant == "positive" else -1.0
-    *inner, last = factors
-    return (*inner, _reflect(last, sign * wanted))
+    return reflected
 
 
 @jax.jit
-def _reflect(matrix: Matrix, sign: FloatScalar) -> Matrix:
-    return matrix.at[0].multiply(jnp.where(sign < 0, -1, 1).astype(matrix.dtype))
+def _reflected(factors: Factors, wanted: FloatScalar) -> tuple[FloatScalar, Factors]:
+    """The sign of the determinant, and the factors with the wanted one."""
+    sign, _ = log_determinant(factors)
+    *inner, last = factors
+    turn = jnp.where(sign * wanted < 0, -1, 1).astype(last.dtype)
+    return sign, (*inner, last.at[0].multiply(turn))
 
 
 def check_determinant(determinant: Sign | None) -> None:

@@ -12,6 +12,7 @@ from factorflow._initializer.base import (
     factor_scale_for,
     with_determinant,
 )
+from factorflow._random import gaussian
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["Gaussian"]
@@ -63,7 +64,7 @@ class Gaussian(AbstractInitializer):
             scale = factor_scale_for(factorization, self.product_scale)
         structs, treedef = jax.tree.flatten(factorization.shapes())
         draws = [
-            scale * jax.random.normal(jax.random.fold_in(key, layer), struct.shape, struct.dtype)
+            scale * gaussian(jax.random.fold_in(key, layer), struct.shape, struct.dtype)
             for layer, struct in enumerate(structs)
         ]
         return with_determinant(factorization, jax.tree.unflatten(treedef, draws), self.determinant)

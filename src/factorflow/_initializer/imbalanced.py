@@ -12,6 +12,7 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._initializer.balanced import Balanced
 from factorflow._initializer.base import AbstractInitializer, Sign, check_determinant, check_scales
 from factorflow._linalg import singular_values
+from factorflow._random import gaussian
 from factorflow._types import Factors, FloatScalar, RandomKey
 
 __all__ = ["Imbalanced"]
@@ -73,7 +74,7 @@ class Imbalanced(AbstractInitializer):
         balanced = initial(factorization, start)
         keys = jax.random.split(way, len(balanced))
         directions = [
-            jax.random.normal(key, factor.shape, factor.dtype)
+            gaussian(key, factor.shape, factor.dtype)
             for key, factor in zip(keys, balanced, strict=True)
         ]
 

@@ -1,16 +1,19 @@
 """The named completion problems of the field."""
 
 import math
-from typing import Any
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.completion import Completion
-from factorflow._problem.ground_truth import check_at_least_one, low_rank, rescaled
+from factorflow._problem.ground_truth import (
+    check_at_least_one,
+    eager_or_traced,
+    low_rank,
+    rescaled,
+)
 from factorflow._types import Penalty, RandomKey
 
 __all__ = [
@@ -129,8 +132,7 @@ def random_low_rank_problem(
         )
     factor_key, entry_key = jax.random.split(key)
     target = rescaled(low_rank(factor_key, tuple(shape), rank), frobenius_norm)
-    # In NumPy: JAX would compile these few operations anew for every number of observations.
-    array: Any = jnp if isinstance(target, jax.core.Tracer) else np
+    array = eager_or_traced(target)
     flat = array.asarray(jax.random.permutation(entry_key, size))[:n_observed]
     indices = array.stack(array.unravel_index(flat, tuple(shape)), axis=-1)
     values = array.asarray(target)[tuple(indices.T)]

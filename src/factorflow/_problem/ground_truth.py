@@ -1,28 +1,29 @@
 """Random ground truths of the named problems."""
 
-import functools
 import math
 import string
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from factorflow._types import FloatArray, FloatScalar, RandomKey
+from factorflow._random import gaussian
+from factorflow._types import FloatArray, RandomKey
 
-__all__ = ["check_at_least_one", "low_rank", "rescaled"]
+__all__ = ["check_at_least_one", "eager_or_traced", "low_rank", "rescaled"]
 
 
-# Compiled whole: operation by operation, a first problem would compile a dozen of them.
-@functools.partial(jax.jit, static_argnums=(1, 2))
 def low_rank(key: RandomKey, shape: tuple[int, ...], rank: int) -> FloatArray:
     """A sum of `rank` outer products of standard Gaussian vectors."""
     factors = [
-        jax.random.normal(jax.random.fold_in(key, mode), (dim, rank))
-        for mode, dim in enumerate(shape)
+        gaussian(jax.random.fold_in(key, mode), (dim, rank)) for mode, dim in enumerate(shape)
     ]
     modes = string.ascii_lowercase[: len(shape)]
     equation = ",".join(f"{mode}Z" for mode in modes) + "->" + modes
-    return jnp.einsum(equation, *factors)
+    array = eager_or_traced(*factors)
+    return jax.device_put(array.einsum(equation, *factors, optimize=True))
 
 
 def rescaled(target: FloatArray, frobenius_norm: float | None) -> FloatArray:
@@ -30,12 +31,14 @@ def rescaled(target: FloatArray, frobenius_norm: float | None) -> FloatArray:
     if frobenius_norm is not None and not 0 < frobenius_norm < math.inf:
         raise ValueError(f"frobenius_norm must be positive and finite, got {frobenius_norm}.")
     norm = math.sqrt(target.size) if frobenius_norm is None else frobenius_norm
-    return _with_norm(target, jnp.asarray(norm, target.dtype))
+    array = eager_or_traced(target)
+    target = array.asarray(target)
+    return jax.device_put(target * (norm / array.linalg.norm(target.ravel())).astype(target.dtype))
 
 
-@jax.jit
-def _with_norm(target: FloatArray, norm: FloatScalar) -> FloatArray:
-    return target * (norm / jnp.linalg.norm(target.ravel()))
+def eager_or_traced(*values: Any) -> Any:
+    """NumPy for concrete values, of which JAX would compile every operation; JAX under a trace."""
+    return jnp if any(isinstance(value, Tracer) for value in values) else np
 
 
 def check_at_least_one(**numbers: int) -> None:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from factorflow._names import named
 from factorflow._problem.ground_truth import check_at_least_one, low_rank, rescaled
 from factorflow._problem.sensing import Sensing
+from factorflow._random import gaussian
 from factorflow._types import FloatArray, RandomKey
 
 __all__ = ["commuting_sensing_problem", "random_sensing_problem"]
@@ -59,9 +60,9 @@ def random_sensing_problem(
             f"semidefinite=True needs a square matrix, got shape {shape}: leave it out."
         )
     factor_key, measurement_key = jax.random.split(key)
-    measurements = jax.random.normal(measurement_key, (n_measurements, *shape))
+    measurements = gaussian(measurement_key, (n_measurements, *shape))
     if semidefinite:
-        factor = jax.random.normal(factor_key, (shape[0], rank))
+        factor = gaussian(factor_key, (shape[0], rank))
         target = rescaled(_symmetric(factor @ factor.T), frobenius_norm)
         measurements = _symmetric(measurements)
     else:

@@ -29,7 +29,7 @@ __all__ = ["NUMERICS_REVISION", "Experiment", "sweep"]
 
 # Part of every key. Raise it when a change of the numerics changes results, so that a store does
 # not serve the old ones.
-NUMERICS_REVISION = 3
+NUMERICS_REVISION = 4
 
 
 class Experiment(eqx.Module):

@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -23,12 +23,15 @@ from factorflow.experiments.store import Store
 __all__ = ["run"]
 
 _CHUNK = 64
-_WIDTHS = (4, 16, 32, 64, 256)
+# Descents compile within a second: few lanes are padded by three at most.
+_WIDTHS = (*range(4, 33, 4), 64, 256)
 # A lane of a flow costs what it costs alone: milliseconds for small products, far less than one
 # more compilation, but minutes for larger ones.
 _SMALL_FLOW_WIDTHS = (8, 32)
 _FLOW_WIDTHS = (1, 2, 4, 8, 16, 32)
 _SMALL_DIM = 3
+# Numbers in all factors below which a flow takes longer to compile than to run.
+_SMALL_FLOW = 64
 # A lane of large factors costs what it costs alone too, and lanes that have ended still cost it.
 _LARGE_WIDTHS = ((1024, (4, 8)), (8192, (2,)))
 
@@ -87,7 +90,7 @@ def run(
     )
     try:
         with bar:
-            chunks = _chunks(pending, chunk, pool)
+            chunks = _chunks(pending, chunk)
             # Somebody else's executor may have more workers than this machine has cores.
             _drain(chunks, pool, len(chunks) if executor else cores, store, bar)
     except BaseException:
@@ -107,10 +110,10 @@ def _built(experiment: Experiment) -> RunSpec:
         raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
 
 
-def _chunks(experiments: Sequence[Experiment], size: int, pool: Executor) -> list[_Chunk]:
+def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
     groups: dict[Hashable, _Chunk] = {}
-    # Most of it is compiling small operations, which several threads can do at once.
-    for experiment, spec in zip(experiments, pool.map(_built, experiments), strict=True):
+    for experiment in experiments:
+        spec = _built(experiment)
         name = experiment.certify, structure(spec)
         group = groups.setdefault(name, _Chunk(name, [], [], 0, experiment.certify))
         group.experiments.append(experiment)
@@ -159,7 +162,8 @@ def _drain(
     waiting: dict[Hashable, list[_Chunk]] = {}
     for chunk in chunks:
         waiting.setdefault(chunk.group, []).append(chunk)
-    ready = deque(_longest_first([group.pop(0) for group in waiting.values()]))
+    runs = Counter(chunk.group for chunk in chunks for _ in chunk.specs)
+    ready = deque(_longest_first([group.pop(0) for group in waiting.values()], runs))
     running: dict[Future, _Chunk] = {}
 
     def begin():
@@ -207,16 +211,23 @@ def _write(finished: "list[tuple[_Chunk, Future]]", store: Store, bar: "tqdm.tqd
     finished.clear()
 
 
-def _longest_first(chunks: list[_Chunk]) -> list[_Chunk]:
+def _longest_first(chunks: list[_Chunk], runs: Counter[Hashable]) -> list[_Chunk]:
     """What may take long begins first, so that no core waits for it at the end.
 
     Flows take long to compile and descents to run, on one core: one of each in turn. Of either,
-    those with more numbers take longer.
+    those with more numbers take longer; small flows take the same time to compile, and those that
+    most runs, and the figures of these, wait for come first.
     """
+
+    def length(chunk: _Chunk):
+        numbers = _numbers(chunk.specs[0])
+        small = chunk.specs[0].dynamics.continuous and numbers < _SMALL_FLOW
+        return (0, runs[chunk.group]) if small else (numbers, 0)
+
     flows = [chunk for chunk in chunks if chunk.specs[0].dynamics.continuous]
     descents = [chunk for chunk in chunks if not chunk.specs[0].dynamics.continuous]
     for kind in flows, descents:
-        kind.sort(key=lambda chunk: _numbers(chunk.specs[0]), reverse=True)
+        kind.sort(key=length, reverse=True)
     pairs = itertools.zip_longest(flows, descents)
     return [chunk for pair in pairs for chunk in pair if chunk is not None]
 

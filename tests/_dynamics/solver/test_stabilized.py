@@ -169,6 +169,24 @@ def test_a_step_beyond_the_limit_is_refused_at_no_cost(dtype):
     np.testing.assert_allclose(0.9 * norm ** (-1 / 3), 3.3 / 120, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
+def test_a_refused_first_step_leaves_what_it_has_found_out(dtype):
+    y, h, rate = jnp.ones(2, dtype), jnp.asarray(1.0, dtype), jnp.asarray(100.0, dtype)
+    solver, zero = Stabilized(), jnp.zeros((), dtype)
+    start = solver.init(dfx.ODETerm(lambda t, y, args: -rate * y), zero, h, y, None)
+    *_, attempted, _ = step(y, h, rate, start)
+    kept = start.rejected(attempted)
+    np.testing.assert_allclose(kept.common.spectral_radius, 100, rtol=1e-5)
+    # Taken for known: a shorter step refines it by three products, and evaluates f(y) again, which
+    # the refused step has left aside, and the six stages.
+    y1, *_, following, _ = step(y, 0.01 * h, rate, kept)
+    assert following.common.num_evaluations - COLD_COST == 2 * 3 + 1 + 6
+    np.testing.assert_allclose(y1, np.exp(-1) * np.ones(2), rtol=1e-3)
+    # And nothing else: it has made no step.
+    assert not kept.common.begun
+    assert (kept.stiff, kept.was_stiff) == (False, False)
+
+
 def test_a_field_that_is_not_finite_is_never_accepted():
     y, h = jnp.ones(2), jnp.asarray(1e-3)
     _, error, _, _, _ = step(y, h, jnp.asarray(jnp.nan))

@@ -32,7 +32,7 @@ from factorflow._factorization import (
     balanced_from_spectrum,
 )
 from factorflow._linalg import svd
-from factorflow._problem import AbstractProblem, Completion, razin_cohen_parameters
+from factorflow._problem import AbstractProblem, razin_cohen_parameters
 from factorflow._product import Dense, Spectral, log_determinant
 from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, Vector
 
@@ -58,13 +58,9 @@ _LOG_ZERO = -1e5
 
 class _Frame(eqx.Module):
     sign: FloatScalar  # of det W: -1, 0 or 1
+    column: FloatScalar  # what the second column is multiplied by to make it positive
     flip: FloatScalar  # overall sign of the product, so that angles near pi become small ones
-
-    @property
-    def column(self) -> FloatScalar:
-        """What the second column is multiplied by to make the determinant positive."""
-        one = jnp.ones_like(self.sign)
-        return jnp.where(self.sign < 0, -one, one)
+    observed: tuple[FloatScalar, ...]  # z, z' and eps of the reflected problem, if it has a corner
 
 
 class _Geometry(eqx.Module):
@@ -169,7 +165,7 @@ class _Spectral(_AbstractPolar):
 
 class _Residual(_AbstractPolar):
     def geometry(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> _Geometry:
-        z, z_prime, _ = _observed(problem, frame)
+        z, z_prime, _ = frame.observed
         first, second = jnp.exp(y[0]), jnp.exp(y[1])
         upper, lower = z + y[2], z_prime + y[3]
         # w12 + w21 = (s1 - s2) sin(a + b) and w21 - w12 = (s1 + s2) sin(a - b).
@@ -200,19 +196,28 @@ class Balanced2x2(AbstractCharts):
 
     corner: bool = eqx.field(static=True)
     charts: tuple[Any, ...]
+    observed: tuple[float, ...]
 
     balanced: ClassVar[bool] = True
     name: ClassVar[str] = "spectral"
 
     def __init__(self, problem: AbstractProblem):
         self.corner = is_corner(problem)
+        parameters = razin_cohen_parameters(problem) if self.corner else None
+        self.observed = () if parameters is None else parameters[1:]
         charts = (_Conformal(self.corner), _Spectral(self.corner))
         self.charts = (*charts, _Residual(True)) if self.corner else charts
 
     def start(self, fz: AbstractFactorization, factors: Factors) -> Position:
         assert isinstance(fz, DeepMatrix)
         sign, log_det = log_determinant(fz.matrix_chain(factors))
-        frame = _Frame(sign, jnp.ones_like(sign))
+        one = jnp.ones_like(sign)
+        column = jnp.where(sign < 0, -one, one)
+        frame = _Frame(sign, column, one, ())
+        if self.corner:
+            # Of the state's dtype and not weakly typed: it stays what it is from step to step.
+            z, z_prime, eps = (jnp.asarray(number, sign.dtype) for number in self.observed)
+            frame = _Frame(sign, column, one, (z * column, z_prime, eps * column))
         conformal = to_conformal(_reflected(_four(fz.compose(factors).reshape(4)), frame))
         near = jnp.hypot(*conformal[2:]) <= _APART * jnp.hypot(*conformal[:2])
         spectral = _from_singular(conformal, jnp.maximum(log_det, _LOG_ZERO))
@@ -232,7 +237,7 @@ class Balanced2x2(AbstractCharts):
         else:
             way = self._leave_residual if isinstance(chart, _Residual) else self._leave_spectral
             there, kind, flip = way(chart.geometry(problem, y, frame), problem, y, frame)
-        return Position(there, kind, _Frame(frame.sign, flip))
+        return Position(there, kind, _Frame(frame.sign, frame.column, flip, frame.observed))
 
     def rests(
         self,
@@ -244,7 +249,7 @@ class Balanced2x2(AbstractCharts):
     ) -> BoolScalar:
         if not self.corner:
             return jnp.asarray(False)
-        z, z_prime, eps = _observed(problem, frame)
+        z, z_prime, eps = frame.observed
         _, b, c, d = chart.entries(problem, y, frame)
         # With a positive determinant w11 w22 > w12 w21 > 0, so that w22 cannot vanish.
         wrong = (z * z_prime > 0) & (b * c > 0) & (d * eps < 0)
@@ -265,7 +270,7 @@ class Balanced2x2(AbstractCharts):
         there = jnp.where(together, jnp.stack(conformal), y)
         if not self.corner:
             return there, kind, frame.flip
-        z, z_prime, eps = _observed(problem, frame)
+        z, z_prime, eps = frame.observed
         # Without the last one, which does not vanish on the wrong branch.
         small = _half_squares((*at.gradient[:3], jnp.zeros_like(eps))) < _SMALL_LOSS
         steep = jnp.abs(at.entries[0]) > _STEEP * jnp.abs(at.entries[3])
@@ -280,7 +285,7 @@ class Balanced2x2(AbstractCharts):
         )
 
     def _leave_residual(self, at: _Geometry, problem: AbstractProblem, y: Vector, frame: _Frame):
-        _, _, eps = _observed(problem, frame)
+        _, _, eps = frame.observed
         flat = jnp.abs(at.entries[0]) < _FLAT * jnp.abs(at.entries[3])
         leave = flat | (jnp.abs(at.gradient[3]) < _EQUAL * jnp.abs(eps))
         # The product's overall sign stays in the flip.
@@ -312,13 +317,6 @@ def _matrix(entries: Four) -> FloatArray:
     return jnp.stack(entries).reshape(2, 2)
 
 
-def _observed(problem: AbstractProblem, frame: _Frame):
-    """The observed z, z' and eps of the reflected problem."""
-    assert isinstance(problem, Completion) and problem.masked is not None
-    values = problem.masked[1]
-    return values[0, 1] * frame.column, values[1, 0], values[1, 1] * frame.column
-
-
 def _half_squares(residuals: Four) -> FloatScalar:
     return (residuals[0] ** 2 + residuals[1] ** 2 + residuals[2] ** 2 + residuals[3] ** 2) / 2
 
@@ -337,7 +335,7 @@ def _loss(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) 
 def _gradient(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> Four:
     """The gradient of the loss with respect to the reflected product."""
     if corner:
-        z, z_prime, eps = _observed(problem, frame)
+        z, z_prime, eps = frame.observed
         return jnp.zeros_like(z), entries[1] - z, entries[2] - z_prime, entries[3] - eps
     return jax.grad(lambda w: _loss(problem, corner, frame, w))(entries)
 

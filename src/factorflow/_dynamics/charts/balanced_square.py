@@ -12,6 +12,7 @@ determinant, which decides where the flow goes. Two charts:
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -80,21 +81,17 @@ class _AbstractSquare(AbstractChart):
     def dense(self, y: Vector, frame: _Frame) -> Matrix:
         """The product."""
 
-    def gradient(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> Matrix:
-        """The gradient of the loss with respect to the product."""
-        return jax.grad(lambda w: problem.loss(Dense(w)))(self.dense(y, frame))
-
 
 class _Plain(_AbstractSquare):
     def dense(self, y: Vector, frame: _Frame) -> Matrix:
         return y.reshape(frame.left.shape)
 
     def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        gradient = self.gradient(problem, y, frame)
+        gradient = _gradient(problem, self.dense(y, frame))
         return end_to_end_field(self.dense(y, frame), gradient, fz.depth).reshape(-1)
 
     def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
-        gradient = self.gradient(problem, y, frame)
+        gradient = _gradient(problem, self.dense(y, frame))
         return -jnp.sum(gradient * end_to_end_field(self.dense(y, frame), gradient, fz.depth))
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
@@ -116,15 +113,14 @@ class _Split(_AbstractSquare):
         return frame.left @ _rotation(at.left), frame.right @ _rotation(at.right)
 
     def dense(self, y: Vector, frame: _Frame) -> Matrix:
-        at = _Coordinates.of(y)
-        left, right = self.bases(y, frame)
-        small = jnp.exp(at.log_sigma) * left[:, -1:] @ right[:, -1:].T
-        return left[:, :-1] @ at.block @ right[:, :-1].T + small
+        return _product(_Coordinates.of(y), *self.bases(y, frame))
 
     def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         at, depth = _Coordinates.of(y), fz.depth
-        left, right = self.bases(y, frame)
-        g = left.T @ self.gradient(problem, y, frame) @ right
+        turned_left, push_left = jax.linearize(_rotation, at.left)
+        turned_right, push_right = jax.linearize(_rotation, at.right)
+        left, right = frame.left @ turned_left, frame.right @ turned_right
+        g = left.T @ _gradient(problem, _product(at, left, right)) @ right
         sigma = jnp.exp(at.log_sigma)
         outer, inner = gram_roots(at.block, depth)
         outers, inners = powers(outer, depth), powers(inner, depth)
@@ -140,9 +136,9 @@ class _Split(_AbstractSquare):
         stay = sigma * jnp.eye(size, dtype=y.dtype)
         system = jnp.block([[stay, -at.block], [-at.block.T, stay]])
         turn = solve_smooth(system, jnp.concatenate([column, row]))
-        moved_left, turned_left = _turned(at.left, turn[:size])
-        moved_right, turned_right = _turned(at.right, turn[size:])
-        block = block - turned_left @ at.block + at.block @ turned_right
+        moved_left, spun_left = _spun(turned_left, push_left, turn[:size])
+        moved_right, spun_right = _spun(turned_right, push_right, turn[size:])
+        block = block - spun_left @ at.block + at.block @ spun_right
         return _Coordinates(block, moved_left, moved_right, log_sigma).flat()
 
     def reexpressed(self, fz: Any, y: Vector, frame: _Frame, following: _Frame) -> Vector:
@@ -157,7 +153,7 @@ class _Split(_AbstractSquare):
     def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
         at, depth = _Coordinates.of(y), fz.depth
         left, right = self.bases(y, frame)
-        g = left.T @ self.gradient(problem, y, frame) @ right
+        g = left.T @ _gradient(problem, _product(at, left, right)) @ right
         outer, values, inner = svd(at.block)
         g = _rotate_block(g, outer, inner)
         p = jnp.concatenate([values, jnp.exp(at.log_sigma)[None]]) ** (2 / depth)
@@ -272,12 +268,22 @@ def _rotation(vector: Vector) -> Matrix:
     return jnp.concatenate([jnp.concatenate([upper, -vector[None]]), last[:, None]], axis=1)
 
 
-def _turned(vector: Vector, turn: Vector) -> tuple[Vector, Matrix]:
-    """Velocity of the rotation's vector, and of the basis of the block, for a turn of the frame."""
-    rotation = _rotation(vector)
+def _spun(rotation: FloatArray, push: Callable, turn: Vector) -> tuple[Vector, FloatArray]:
+    """Velocity of the rotation's vector, and of the basis of the block, for a turn of the frame.
+
+    `push` is the derivative of the rotation with respect to its vector.
+    """
     velocity = rotation[:-1, :-1] @ turn
-    moved = jax.jvp(_rotation, (vector,), (velocity,))[1]
-    return velocity, rotation[:, :-1].T @ moved[:, :-1]
+    return velocity, rotation[:, :-1].T @ push(velocity)[:, :-1]
+
+
+def _product(at: _Coordinates, left: Matrix, right: Matrix) -> Matrix:
+    small = jnp.exp(at.log_sigma) * left[:, -1:] @ right[:, -1:].T
+    return left[:, :-1] @ at.block @ right[:, :-1].T + small
+
+
+def _gradient(problem: AbstractProblem, product: Matrix) -> Matrix:
+    return jax.grad(lambda w: problem.loss(Dense(w)))(product)
 
 
 def _rotate_block(g: FloatArray, outer: FloatArray, inner: FloatArray) -> FloatArray:

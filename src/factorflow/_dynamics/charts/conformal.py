@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from factorflow._types import FloatScalar
 
@@ -60,9 +61,9 @@ def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
 
 def _series(u: FloatScalar, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScalar]:
     """The three series at once, by Horner's rule."""
-    values = jnp.zeros(3, u.dtype)
-    for coefficients in _coefficients(depth)[::-1]:
-        values = values * u + coefficients
+    coefficients = jnp.asarray(_coefficients(depth)[::-1], u.dtype)
+    # A loop: written out, it would be compiled a hundred times for a chart that few runs enter.
+    values, _ = lax.scan(lambda v, row: (v * u + row, None), jnp.zeros(3, u.dtype), coefficients)
     return values[0], values[1], values[2]
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 __all__ = ["RKC2", "RKC2State", "Scalar", "chebyshev_stages", "flat"]
 
@@ -27,14 +27,33 @@ _COLD_ITERATIONS = 32  # of the first power iteration: cheaper than a handful of
 _JVP_COST = 2  # in gradients: a Jacobian-vector product computes the gradient as well
 
 
+# The age of a spectral radius that was never estimated.
+_UNKNOWN = -1
+
+
 class RKC2State(eqx.Module):
     derivative: Float[Array, " n"]  # the last evaluation of one step is the first of the next
+    begun: Bool[Array, ""]  # whether that is so: not before the first step
     eigenvector: Float[Array, " n"]  # where the next power iteration starts
     spectral_radius: Float[Array, ""]
     age: Int[Array, ""]  # steps since it was estimated
     previous_step: Float[Array, ""]
     last_stages: Int[Array, ""]  # of the step that led here
     num_evaluations: Int[Array, ""]  # cost so far, in gradients
+
+    def rejected(self, attempted: "RKC2State") -> "RKC2State":
+        """The state after a rejected attempt: as before, but for what that has found out."""
+        unknown = self.age == _UNKNOWN
+        return eqx.tree_at(
+            lambda s: (s.eigenvector, s.spectral_radius, s.age, s.num_evaluations),
+            self,
+            (
+                jnp.where(unknown, attempted.eigenvector, self.eigenvector),
+                jnp.where(unknown, attempted.spectral_radius, self.spectral_radius),
+                jnp.where(unknown, 0, self.age),
+                attempted.num_evaluations,
+            ),
+        )
 
 
 class RKC2(dfx.AbstractAdaptiveSolver):
@@ -120,17 +139,17 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         for leaf in jax.tree.leaves(y0):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise ValueError(f"`RKC2` needs real arrays, got {jnp.result_type(leaf)}.")
-        y, field, _ = flat(terms, y0, args)
-        f0, guess = field(t0, y), (_scrambled(y), jnp.zeros((), y.dtype))
-        eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, _COLD_ITERATIONS)
+        y, _, _ = flat(terms, y0, args)
+        # The first step evaluates and estimates: its code would only be compiled twice.
         return RKC2State(
-            derivative=f0,
-            eigenvector=eigenvector,
-            spectral_radius=radius,
-            age=jnp.zeros((), jnp.int32),
+            derivative=jnp.zeros_like(y),
+            begun=jnp.asarray(False),
+            eigenvector=_scrambled(y),
+            spectral_radius=jnp.zeros((), y.dtype),
+            age=jnp.asarray(_UNKNOWN, jnp.int32),
             previous_step=jnp.abs(jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)),
             last_stages=jnp.zeros((), jnp.int32),
-            num_evaluations=jnp.asarray(1 + _JVP_COST * _COLD_ITERATIONS, jnp.int32),
+            num_evaluations=jnp.zeros((), jnp.int32),
         )
 
     def step(
@@ -198,22 +217,23 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         y, field, restore = flat(terms, y0, args)
         # Signed: diffrax integrates backwards in time by negating the control.
         h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
-        f0, jumped = solver_state.derivative, jnp.asarray(made_jump)
-        if made_jump is not False:
-            # A loop of length 0 or 1 and not a `lax.cond`, which under `vmap` pays for both sides.
-            # `y` goes through it and changes: what a loop does not change is moved out of it, and
-            # would be computed in any case.
-            _, _, f0 = lax.while_loop(
-                lambda carry: carry[0],
-                lambda carry: (jnp.asarray(False), jnp.zeros_like(carry[1]), field(t0, carry[1])),
-                (jumped, y, f0),
-            )
+        jumped = ~solver_state.begun | made_jump
+        # A loop of length 0 or 1 and not a `lax.cond`, which under `vmap` pays for both sides. `y`
+        # goes through it and changes: what a loop does not change is moved out of it, and would be
+        # computed in any case.
+        _, _, f0 = lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.asarray(False), jnp.zeros_like(carry[1]), field(t0, carry[1])),
+            (jumped, y, solver_state.derivative),
+        )
 
         # Controllers shrink a step by 10% or more if they reject it and never otherwise, except to
         # end at a given time, where a new estimate does no harm. 5% leaves room for rounding.
         shrunk = jnp.abs(h) < 0.95 * solver_state.previous_step
+        unknown = solver_state.age == _UNKNOWN
         refresh = jumped | shrunk | (solver_state.age >= self.refresh_every)
-        iterations = jnp.where(refresh, self.power_iterations, 0).astype(jnp.int32)
+        iterations = jnp.where(unknown, _COLD_ITERATIONS, self.power_iterations)
+        iterations = jnp.where(refresh, iterations, 0).astype(jnp.int32)
         guess = solver_state.eigenvector, solver_state.spectral_radius
         eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, iterations)
         cost = _JVP_COST * iterations + jumped.astype(jnp.int32)
@@ -249,6 +269,7 @@ class Start(NamedTuple):
         """The solver's state after a step of so many stages, for so many evaluations."""
         return RKC2State(
             derivative=derivative,
+            begun=jnp.asarray(True),
             eigenvector=self.eigenvector,
             spectral_radius=self.spectral_radius,
             age=self.age + 1,

@@ -41,6 +41,15 @@ class _StabilizedState(eqx.Module):
     def num_evaluations(self) -> Any:
         return self.common.num_evaluations
 
+    @property
+    def derivative(self) -> Float[Array, " n"]:
+        """The field at the end of the last step that was kept, as one vector."""
+        return self.common.derivative
+
+    def rejected(self, attempted: "_StabilizedState") -> "_StabilizedState":
+        """The state after a rejected attempt."""
+        return eqx.tree_at(lambda s: s.common, self, self.common.rejected(attempted.common))
+
 
 class Stabilized(dfx.AbstractAdaptiveSolver):
     r"""The Runge-Kutta method of Tsitouras where it is stable, and `RKC2` where that pays.

@@ -1,0 +1,39 @@
+"""Gaussian numbers of which every small shape shares one compilation."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from factorflow._types import FloatArray, RandomKey
+
+__all__ = ["gaussian"]
+
+# Up to as many numbers are drawn together; a draw of all takes some microseconds.
+_TOGETHER = 4096
+
+
+def gaussian(key: RandomKey, shape: tuple[int, ...], dtype=None) -> FloatArray:
+    """Standard Gaussian numbers, those of `jax.random.normal(key, shape, dtype)`.
+
+    JAX's default generator numbers its draws, so that those of a small array are the first of a
+    large one's: small shapes take theirs from a draw of one size, which compiles once.
+    """
+    dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+    size = math.prod(shape)
+    if isinstance(key, Tracer) or size > _TOGETHER or not _numbers(key):
+        return jax.random.normal(key, shape, dtype)
+    # Cut in NumPy, or every shape would compile a slice.
+    return jax.device_put(jax.device_get(_many(key, dtype))[:size].reshape(shape))
+
+
+def _numbers(key: RandomKey) -> bool:
+    threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+    return threefry and jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _many(key: RandomKey, dtype) -> FloatArray:
+    return jax.random.normal(key, (_TOGETHER,), dtype)
