@@ -1,6 +1,9 @@
 """How a run ended. Every code carries a sentence that says what to do about it."""
 
+import functools
+
 import diffrax
+import jax
 
 __all__ = ["LIMITS", "RESULTS", "failed", "result_name"]
 
@@ -61,10 +64,18 @@ _FAILURES = (
 
 def result_name(result: RESULTS) -> str:
     """The name of one (not batched) result, e.g. `"loss_reached"`."""
-    for name in LIMITS + _FAILURES:
-        if bool(result == getattr(RESULTS, name)):
-            return name
-    return "solver_failure"
+    return _names().get(_code(result), "solver_failure")
+
+
+@functools.cache
+def _names() -> dict[int, str]:
+    return {_code(getattr(RESULTS, name)): name for name in LIMITS + _FAILURES}
+
+
+def _code(result: RESULTS) -> int:
+    # Its only leaf. Comparing results is an operation of JAX each, which thousands of runs add up.
+    (leaf,) = jax.tree.leaves(result)
+    return int(leaf)
 
 
 def failed(result: RESULTS) -> bool:

@@ -118,6 +118,8 @@ class Store:
             )
         ]
         dataset = _batch_dataset(experiments, batch).assign_attrs(index=json.dumps(rows))
+        # Before the file appears: nobody then reads it to know what is in it.
+        self._remember(name, dataset)
         try:
             (self.path / _BATCHES).mkdir(parents=True, exist_ok=True)
             _atomically(self.path / _BATCHES / name, lambda file: _write_netcdf(dataset, file))
@@ -132,7 +134,6 @@ class Store:
                 "choose a writable folder with free space and run again."
             ) from error
         self._index = index
-        self._remember(name, dataset)
 
     def dataset(
         self, experiments: Experiment | Iterable[Experiment] | None = None, **axes: Any
