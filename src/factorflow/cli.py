@@ -97,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args=arguments,
         prog="factorflow",
         description=(
-            "Follow gradient flow and gradient descent over deep matrix factorizations started "
-            "near zero, and measure what they implicitly minimize."
+            "Follow gradient flow and gradient descent over deep matrix and tensor factorizations "
+            "started near zero, and measure what they implicitly minimize."
         ),
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         return_unknown_args=True,

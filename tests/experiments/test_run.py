@@ -1,6 +1,7 @@
 """Running: one compilation per structure, the same bits in any batch, nothing lost."""
 
 import importlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -186,16 +187,21 @@ def test_what_takes_longest_begins_first_flows_and_descents_in_turn(tmp_path, mo
 
 
 @pytest.mark.x64
-def test_of_small_flows_those_that_most_runs_need_begin_first(tmp_path, monkeypatch):
+def test_of_small_flows_those_that_most_runs_need_begin_first():
     """Larger ones come before all: they take longer to run than to compile."""
     flow = base().replace(dynamics=ff.GradientFlow("Tsit5"))
     few = sweep(flow, **{"factorization.hidden": [2, 3]})
     many = sweep(flow, **{"factorization.hidden": [4], "initializer.product_scale": [0.1, 0.2]})
     large = flow.replace(**{"factorization.hidden": 40})
-    begun = recorded(monkeypatch)
-    with ThreadPoolExecutor(1) as one:
-        run([*few, *many, large], tmp_path / "store", executor=one, progress=False)
-    assert begun == [("Tsit5", 40), ("Tsit5", 4), ("Tsit5", 2), ("Tsit5", 3)]
+    chunks = module._chunks([*few, *many, large], 64)
+    runs = Counter(chunk.group for chunk in chunks for _ in chunk.specs)
+    ordered = module._longest_first(chunks, runs)
+    assert [chunk.specs[0].factorization.hidden_widths for chunk in ordered] == [
+        (40,),
+        (4,),
+        (2,),
+        (3,),
+    ]
 
 
 def recorded(monkeypatch):

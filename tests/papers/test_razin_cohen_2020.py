@@ -9,6 +9,8 @@ from factorflow.experiments import run
 from factorflow.papers import PAPERS, load_paper
 from factorflow.papers.razin_cohen_2020.tensors.claims import wilson_interval
 from factorflow.papers.razin_cohen_2020.tensors.results import derive
+from factorflow.papers.razin_cohen_2020.tensors.settings import MSE
+from factorflow.reference import cp_rank
 from papers.common import assert_holds_until_corrupted
 
 pytestmark = pytest.mark.x64
@@ -256,6 +258,21 @@ def test_derived_are_ranks_of_the_products_and_of_zeros_filled_in():
         unfoldings = [np.moveaxis(np.where(hidden, 0, target), n, 0) for n in range(3)]
         ranks = [np.linalg.matrix_rank(u.reshape(u.shape[0], -1), tol=0.1) for u in unfoldings]
         assert max(ranks) <= low <= high <= np.prod(shape[1:])
+
+
+def test_baselines_of_order_4_without_fits(datasets):
+    """Fits would not narrow their intervals; with one entry hidden, they are the truth's rank."""
+    experiments = PAPER.figure("tensor_order_4_rank_3").experiments("quick")
+    dataset = datasets["tensor_order_4_rank_3"]
+    lows, highs = (dataset[f"baseline_rank_{side}"].values for side in ("lower", "upper"))
+    for experiment, low, high in zip(experiments, lows, highs, strict=True):
+        problem = experiment.problem()
+        if experiment.task.n_observed == problem.target.size - 1:
+            assert (low, high) == (3, 3)
+        else:
+            fitted = cp_rank(problem.observed_entries(), mse=MSE, max_fits=2)
+            assert (low, high) == (fitted.lower, fitted.upper)
+    assert {low > 3 for low in lows} == {True, False}
 
 
 def test_runs_that_share_their_data_share_the_baseline(datasets):

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from factorflow.reference.solutions._rank_fits import Measurements, fit
 from factorflow.reference.solutions.solution_set import SolutionSet
@@ -106,6 +106,6 @@ def _descend(solutions: SolutionSet, matrix: _Array, smoothings: Sequence[float]
             return value, _sideways(solutions, (left * slopes) @ right).ravel()
 
         # Combinations of gradients: the iterates stay where the start is.
-        found = minimize(entropy, matrix.ravel(), jac=True, method="L-BFGS-B")
+        found = scipy.optimize.minimize(entropy, matrix.ravel(), jac=True, method="L-BFGS-B")
         matrix = found.x.reshape(shape)
     return matrix

@@ -8,9 +8,8 @@ tends to minus infinity. That leaves a system of differences between components.
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import NegativeCycleError, breadth_first_order, floyd_warshall
 
 __all__ = ["RankOne", "rank_one"]
 
@@ -88,14 +87,16 @@ class _Forest:
         self.logs, self.slack = np.zeros(self.size), np.zeros(self.size)
         self.signs, self.labels = np.ones(self.size), np.full(self.size, -1)
         starts, ends = np.nonzero(edges)
-        graph = coo_array((np.ones(starts.size), (starts, rows + ends)), shape=(self.size,) * 2)
+        graph = scipy.sparse.coo_array(
+            (np.ones(starts.size), (starts, rows + ends)), shape=(self.size,) * 2
+        )
         graph = graph.tocsr()
         self.alone = np.append(~np.any(edges, axis=1), ~np.any(edges, axis=0))
         self.count = 0
         for root in range(self.size):
             if self.labels[root] >= 0:
                 continue
-            order, parents = breadth_first_order(graph, root, directed=False)
+            order, parents = scipy.sparse.csgraph.breadth_first_order(graph, root, directed=False)
             for vertex in order:
                 self.labels[vertex] = self.count
                 if vertex == root:
@@ -150,8 +151,8 @@ class _Forest:
         np.minimum.at(rooms, (np.searchsorted(busy, tails), np.searchsorted(busy, heads)), room)
         np.fill_diagonal(rooms, np.inf)
         try:
-            floyd_warshall(rooms)
-        except NegativeCycleError:
+            scipy.sparse.csgraph.floyd_warshall(rooms)
+        except scipy.sparse.csgraph.NegativeCycleError:
             return True
         return False
 

@@ -3,10 +3,9 @@
 import dataclasses
 
 import numpy as np
+import scipy
 from jaxtyping import ArrayLike
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from factorflow._problem import AbstractProblem, Completion
@@ -173,8 +172,10 @@ def observation_graph(problem: AbstractProblem) -> ObservationGraph:
     assert mask is not None
     rows, columns = mask.shape
     starts, ends = np.nonzero(mask)
-    edges = coo_array((np.ones(starts.size), (starts, rows + ends)), shape=(rows + columns,) * 2)
-    _, labels = connected_components(edges, directed=False)
+    edges = scipy.sparse.coo_array(
+        (np.ones(starts.size), (starts, rows + ends)), shape=(rows + columns,) * 2
+    )
+    _, labels = scipy.sparse.csgraph.connected_components(edges, directed=False)
     # Of the rows with observations only, in the order in which they meet their components.
     seen = list(dict.fromkeys(labels[:rows][np.any(mask, axis=1)].tolist()))
     components = tuple(

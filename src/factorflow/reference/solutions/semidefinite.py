@@ -1,8 +1,8 @@
 r"""The lowest rank found among the positive semidefinite solutions."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from threadpoolctl import threadpool_limits
 
 from factorflow._problem import AbstractProblem
@@ -107,7 +107,7 @@ def _fit(
         factor = flat.reshape(start.shape)
         return 2 * (measurements @ factor).reshape(len(values), -1)
 
-    found = least_squares(
+    found = scipy.optimize.least_squares(
         residual,
         start.reshape(-1),
         jacobian,  # pyright: ignore[reportArgumentType]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["converged", "derive"]
 
 # Baselines are far from any low rank. At order 3 a few fits halve the interval that unfoldings and
-# slices give; beyond they cost a second each and change next to nothing. All entries observed, the
-# baseline is the ground truth, whose rank one fit finds.
-BASELINE_FITS, FITS_BEYOND, FITS_OF_ALL = 4, 0, 1
+# slices give; beyond they cost a second each and change next to nothing. Nearly all entries
+# observed, the baseline's rank is that of the ground truth, which one fit finds.
+BASELINE_FITS, FITS_BEYOND, FITS_OF_TRUTH = 4, 0, 1
 
 
 def derive(dataset: "xr.Dataset", experiments: list[Experiment]) -> "xr.Dataset":
@@ -69,8 +69,9 @@ def _baseline(experiment: Experiment) -> tuple[np.ndarray, float]:
 
 
 def _fits(baseline: np.ndarray, error: float) -> int:
-    if error == 0:
-        return FITS_OF_ALL
+    # The ground truths here have norm one.
+    if error**2 / baseline.size < MSE:
+        return FITS_OF_TRUTH
     return BASELINE_FITS if baseline.ndim == 3 else FITS_BEYOND
 
 
