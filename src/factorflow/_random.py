@@ -16,7 +16,8 @@ _TOGETHER = 4096
 
 
 def gaussian(key: RandomKey, shape: tuple[int, ...], dtype=None) -> FloatArray:
-    """Standard Gaussian numbers, those of `jax.random.normal(key, shape, dtype)`.
+    """Standard Gaussian numbers, those of `jax.random.normal(key, shape, dtype)`, wherever JAX
+    puts new arrays.
 
     JAX's default generator numbers its draws, so that those of a small array are the first of a
     large one's: small shapes take theirs from a draw of one size, which compiles once.

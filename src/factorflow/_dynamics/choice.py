@@ -1,5 +1,7 @@
 """Which coordinates and integrator follow a flow: chosen from its structure."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -81,13 +83,21 @@ def is_balanced(fz: AbstractFactorization, factors: Factors) -> bool:
 
 def balancedness_gap(fz: DeepMatrix, factors: Factors) -> float:
     r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$."""
-    gaps = [float(np.linalg.norm(gap, 2)) for gap in _looked_at(fz, factors)[0]]
-    return max(gaps, default=0.0)
+    return _largest(_conserved(fz, factors))
+
+
+def _largest(conserved: tuple[FloatArray, ...]) -> float:
+    return max((float(np.linalg.norm(gap, 2)) for gap in conserved), default=0.0)
 
 
 # Compiled whole: operation by operation, a first flow would compile a dozen of them.
 @eqx.filter_jit
-def _looked_at(fz: DeepMatrix, factors: Factors) -> tuple[tuple[FloatArray, ...], FloatArray]:
+def _conserved(fz: DeepMatrix, factors: Factors) -> tuple[FloatArray, ...]:
+    return fz.conserved(factors)
+
+
+@eqx.filter_jit
+def _conserved_and_product(fz: DeepMatrix, factors: Factors) -> tuple[Any, FloatArray]:
     return fz.conserved(factors), fz.compose(factors)
 
 
@@ -112,13 +122,14 @@ def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factor
         return f"is made for dimensions 2 to {_LARGEST_DIM}, this one is {rows}"
     if not _smooth(problem):
         return "needs a loss with a continuous gradient"
-    gap, allowed = balancedness_gap(fz, factors), allowed_gap(factors)
+    conserved, product = _conserved_and_product(fz, factors)
+    gap, allowed = _largest(conserved), allowed_gap(factors)
     if gap > allowed:
         return (
             f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "
             f"{allowed:.3g}). Start from Balanced or balanced_factors"
         )
-    values = np.linalg.svd(np.asarray(_looked_at(fz, factors)[1]), compute_uv=False)
+    values = np.linalg.svd(np.asarray(product), compute_uv=False)
     if values[-2] <= _LOST_ULPS * float(jnp.finfo(values.dtype).eps) * values[0]:
         return "keeps one vanishing singular value apart, but more of this product's are zero"
     return None

@@ -146,7 +146,8 @@ class Integrator(eqx.Module):
             previous_time=jnp.where(keep, state.time, state.previous_time),
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
             previous_y=where(keep, state.y, state.previous_y),
-            made_jump=jnp.asarray(made_jump),
+            # A jump that no step has been made from yet is still to come.
+            made_jump=jnp.where(keep, jnp.asarray(made_jump), state.made_jump),
             solver_state=where(keep, solver_state, _rejected(state.solver_state, solver_state)),
             controller_state=controller_state,
         )

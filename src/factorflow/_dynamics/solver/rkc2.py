@@ -83,7 +83,9 @@ class RKC2(dfx.AbstractAdaptiveSolver):
     - `safety`: factor on the spectral radius, which power iteration approaches from below.
     - `refresh_every`: accepted steps between two estimates of the spectral radius, which is also
       estimated anew after a rejected step and after a jump.
-    - `power_iterations`: Jacobian-vector products per estimate (the first one takes 32).
+    - `power_iterations`: Jacobian-vector products per estimate (the first one takes 32, and under
+      `diffrax`, which drops what a rejected step has found out, so does every one before a step is
+      accepted).
 
     !!! example
 
@@ -217,26 +219,26 @@ class RKC2(dfx.AbstractAdaptiveSolver):
         y, field, restore = flat(terms, y0, args)
         # Signed: diffrax integrates backwards in time by negating the control.
         h = jnp.asarray(terms.contr(t0, t1)).astype(y.dtype)
-        jumped = ~solver_state.begun | made_jump
+        anew = ~solver_state.begun | made_jump
         # A loop of length 0 or 1 and not a `lax.cond`, which under `vmap` pays for both sides. `y`
         # goes through it and changes: what a loop does not change is moved out of it, and would be
         # computed in any case.
         _, _, f0 = lax.while_loop(
             lambda carry: carry[0],
             lambda carry: (jnp.asarray(False), jnp.zeros_like(carry[1]), field(t0, carry[1])),
-            (jumped, y, solver_state.derivative),
+            (anew, y, solver_state.derivative),
         )
 
         # Controllers shrink a step by 10% or more if they reject it and never otherwise, except to
         # end at a given time, where a new estimate does no harm. 5% leaves room for rounding.
         shrunk = jnp.abs(h) < 0.95 * solver_state.previous_step
         unknown = solver_state.age == _UNKNOWN
-        refresh = jumped | shrunk | (solver_state.age >= self.refresh_every)
+        refresh = anew | shrunk | (solver_state.age >= self.refresh_every)
         iterations = jnp.where(unknown, _COLD_ITERATIONS, self.power_iterations)
         iterations = jnp.where(refresh, iterations, 0).astype(jnp.int32)
         guess = solver_state.eigenvector, solver_state.spectral_radius
         eigenvector, radius = _power_iteration(partial(field, t0), y, f0, guess, iterations)
-        cost = _JVP_COST * iterations + jumped.astype(jnp.int32)
+        cost = _JVP_COST * iterations + anew.astype(jnp.int32)
         return Start(
             y=y,
             h=h,
