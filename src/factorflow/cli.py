@@ -3,9 +3,10 @@
 import dataclasses
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
@@ -109,16 +110,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kept = getattr(command, "store", True) is not None
         resume = "; finished batches are kept, run again to resume" if kept else ""
         print(f"\ninterrupted{resume}", file=sys.stderr)
-        # Compiled code in other threads cannot be stopped: leave at once instead of waiting.
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(130)
+        _leave(130)
     except BrokenPipeError:
         os._exit(0)
     except (ValueError, ImportError, FileNotFoundError) as error:
         print(f"factorflow: {error}", file=sys.stderr)
         status = 2
+        others = set(threading.enumerate()) - {threading.main_thread()}
+        if any(not thread.daemon for thread in others):
+            _leave(status)
     sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once: compiled code in other threads cannot be stopped, and would be waited for."""
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _dispatch(command: _Command, rest: Sequence[str]) -> int:

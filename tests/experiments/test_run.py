@@ -1,6 +1,7 @@
 """Running: one compilation per structure, the same bits in any batch, nothing lost."""
 
 import importlib
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 
 import factorflow as ff
 from experiments.common import base
-from factorflow.experiments import RandomLowRankTask, Store, run, sweep
+from factorflow.experiments import RandomLowRankTask, RazinCohenTask, Store, run, sweep
 
 # The package's `run` is the function.
 module = importlib.import_module("factorflow.experiments.run")
@@ -162,6 +163,24 @@ def test_a_bad_experiment_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"hidden width.*In the experiment with axes"):
         run([base(), narrow], tmp_path / "store", progress=False)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_bad_experiment_is_refused_while_the_largest_compile(tmp_path, monkeypatch):
+    """The largest have begun by then: nothing of them is stored, nobody waits for them."""
+    begun, over = threading.Event(), threading.Event()
+
+    def endless(*_):
+        begun.set()
+        over.wait(60)
+
+    monkeypatch.setattr(module, "follow_certified", endless)
+    large = base(task=RazinCohenTask(dim=3), factorization=ff.DeepMatrix((3, 3), 2))
+    narrow = base(factorization=ff.DeepMatrix((2, 2), 2, hidden=1))
+    with pytest.raises(ValueError, match=r"hidden width.*In the experiment with axes"):
+        run([narrow, large], tmp_path / "store", progress=False)
+    assert begun.wait(10)
+    assert not (tmp_path / "store").exists()
+    over.set()
 
 
 def test_chunk_must_be_positive(tmp_path):

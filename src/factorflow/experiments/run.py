@@ -2,11 +2,12 @@
 
 import ctypes
 import itertools
+import math
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -90,9 +91,12 @@ def run(
     )
     try:
         with bar:
-            chunks = _chunks(pending, chunk)
+            largest, others = _largest(pending)
             # Somebody else's executor may have more workers than this machine has cores.
-            _drain(chunks, pool, len(chunks) if executor else cores, store, bar)
+            at_once = sys.maxsize if executor else cores
+            _drain(
+                _chunks(largest, chunk), lambda: _chunks(others, chunk), pool, at_once, store, bar
+            )
     except BaseException:
         # Compiled code cannot be stopped: leave it behind rather than wait for it.
         if executor is None:
@@ -108,6 +112,15 @@ def _built(experiment: Experiment) -> RunSpec:
         return experiment.build()
     except ValueError as error:
         raise ValueError(f"{error} In the experiment with axes {experiment.axes()}.") from error
+
+
+def _largest(experiments: Sequence[Experiment]) -> tuple[list[Experiment], list[Experiment]]:
+    """Those with the largest products, and the others, which never share a structure with them."""
+    sizes = [math.prod(experiment.factorization.shape) for experiment in experiments]
+    split: tuple[list[Experiment], list[Experiment]] = [], []
+    for experiment, size in zip(experiments, sizes, strict=True):
+        split[size < max(sizes)].append(experiment)
+    return split
 
 
 def _chunks(experiments: Sequence[Experiment], size: int) -> list[_Chunk]:
@@ -156,21 +169,43 @@ def _width(runs: int, size: int, widths: tuple[int, ...]) -> int:
 
 
 def _drain(
-    chunks: list[_Chunk], pool: Executor, at_once: int, store: Store, bar: "tqdm.tqdm"
+    chunks: list[_Chunk],
+    more: Callable[[], list[_Chunk]],
+    pool: Executor,
+    at_once: int,
+    store: Store,
+    bar: "tqdm.tqdm",
 ) -> None:
+    """Follow and store these chunks, and `more`, which are made while the first ones compile.
+
+    Nothing is stored, then, unless all of them could be made.
+    """
     # A structure's first chunk compiles for all of them: the others wait for it, and come next.
     waiting: dict[Hashable, list[_Chunk]] = {}
-    for chunk in chunks:
-        waiting.setdefault(chunk.group, []).append(chunk)
-    runs = Counter(chunk.group for chunk in chunks for _ in chunk.specs)
-    ready = deque(_longest_first([group.pop(0) for group in waiting.values()], runs))
+    ready: deque[_Chunk] = deque()
     running: dict[Future, _Chunk] = {}
+
+    def line_up(chunks: list[_Chunk]):
+        groups: dict[Hashable, list[_Chunk]] = {}
+        for chunk in chunks:
+            groups.setdefault(chunk.group, []).append(chunk)
+        runs = Counter(chunk.group for chunk in chunks for _ in chunk.specs)
+        ready.extend(_longest_first([group.pop(0) for group in groups.values()], runs))
+        waiting.update(groups)
 
     def begin():
         while ready and len(running) < at_once:
             chunk = ready.popleft()
             running[pool.submit(_timed, chunk)] = chunk
 
+    line_up(chunks)
+    begin()
+    try:
+        line_up(more())
+    except BaseException:
+        for future in running:
+            future.cancel()
+        raise
     finished: list[tuple[_Chunk, Future]] = []
     written = time.monotonic()
     try:
