@@ -75,6 +75,9 @@ def run(
         of factors of some ten numbers in batches of sixteen and more).
 
     **Returns:** the store.
+
+    **Raises:** `ValueError` for an experiment that cannot be built, before any result is stored,
+    and for a `chunk` below 1.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be 1 or more, got {chunk}.")
