@@ -14,7 +14,7 @@ from factorflow.papers.razin_cohen_2020 import (
 )
 
 PAPER = Paper(
-    durations={"quick": "a minute", "paper": "twelve minutes", "beyond": "hours"},
+    durations={"quick": "a minute", "paper": "ten minutes", "beyond": "hours"},
     name="razin_cohen_2020",
     title="Implicit regularization in deep learning may not be explainable by norms",
     abstract=(
