@@ -192,6 +192,22 @@ def test_ctrl_c_ends_cleanly_and_running_again_resumes(example, tmp_path):
     assert len(Store(store)) == 1
 
 
+def test_an_error_ends_a_sweep_whatever_has_begun(example, tmp_path):
+    """Of two shapes the larger begins, and would run on; the other does not fit the problem."""
+    spec = tmp_path / "endless.json"
+    endless = json.loads(example.read_text())
+    endless["task"]["dim"], endless["factorization"]["shape"] = 3, [3, 3]
+    endless["stop"]["max_steps"], endless["dynamics"]["optimizer"] = 10**9, 1e-7
+    spec.write_text(json.dumps(endless))
+    axes = ["--axis", "factorization.shape=[[3, 3], [2, 2]]"]
+    start = time.monotonic()
+    result = factorflow("sweep", spec, "--store", tmp_path / "store", *axes)
+    assert result.returncode == 2
+    assert "factorization's product has shape (2, 2)" in result.stderr
+    assert time.monotonic() - start < 60
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_failed_run_exits_with_1(example):
     result = factorflow("run", example, "--dynamics.optimizer", "100.0")
     assert result.returncode == 1

@@ -53,6 +53,13 @@ def test_measures_of_unequal_lengths_without_names_are_padded(tmp_path):
     assert np.isnan(own[0, :, 2]).all() and np.isfinite(own[1]).all()
 
 
+def test_what_was_just_written_is_not_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("xarray.open_dataset", lambda *_, **__: pytest.fail("read a file"))
+    store = run(sweep(base(), seed=range(2)), tmp_path / "store", progress=False)
+    assert len(store.snapshot()) == 2
+    assert store.dataset().sizes["run"] == 2
+
+
 def test_axes_become_coordinates_and_select(store, runs):
     dataset = store.dataset(runs)
     assert dataset["factorization.depth"].values.tolist() == [2, 3, 2]

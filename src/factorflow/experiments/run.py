@@ -120,9 +120,10 @@ def _built(experiment: Experiment) -> RunSpec:
 def _largest(experiments: Sequence[Experiment]) -> tuple[list[Experiment], list[Experiment]]:
     """Those with the largest products, and the others, which never share a structure with them."""
     sizes = [math.prod(experiment.factorization.shape) for experiment in experiments]
+    most = max(sizes, default=0)
     split: tuple[list[Experiment], list[Experiment]] = [], []
     for experiment, size in zip(experiments, sizes, strict=True):
-        split[size < max(sizes)].append(experiment)
+        split[size < most].append(experiment)
     return split
 
 

@@ -36,7 +36,7 @@ from factorflow._problem import AbstractProblem, razin_cohen_parameters
 from factorflow._product import Dense, Spectral, log_determinant
 from factorflow._types import BoolScalar, Factors, FloatArray, FloatScalar, Vector
 
-__all__ = ["Balanced2x2", "is_corner"]
+__all__ = ["Balanced2x2"]
 
 _CONFORMAL, _SPECTRAL, _RESIDUAL = 0, 1, 2
 
@@ -192,7 +192,9 @@ class _Residual(_AbstractPolar):
 
 
 class Balanced2x2(AbstractCharts):
-    """The charts; `corner` says that the problem is completion of all entries but (1, 1)."""
+    """The charts; `corner`: the problem is completion, by half the sum of squares, of all entries
+    but (1, 1), and `observed` are these.
+    """
 
     corner: bool = eqx.field(static=True)
     charts: tuple[Any, ...]
@@ -202,8 +204,8 @@ class Balanced2x2(AbstractCharts):
     name: ClassVar[str] = "spectral"
 
     def __init__(self, problem: AbstractProblem):
-        self.corner = is_corner(problem)
-        parameters = razin_cohen_parameters(problem) if self.corner else None
+        parameters = razin_cohen_parameters(problem) if problem.shape == (2, 2) else None
+        self.corner = parameters is not None
         self.observed = () if parameters is None else parameters[1:]
         charts = (_Conformal(self.corner), _Spectral(self.corner))
         self.charts = (*charts, _Residual(True)) if self.corner else charts
@@ -236,7 +238,7 @@ class Balanced2x2(AbstractCharts):
             there, kind, flip = self._leave_conformal(y, frame)
         else:
             way = self._leave_residual if isinstance(chart, _Residual) else self._leave_spectral
-            there, kind, flip = way(chart.geometry(problem, y, frame), problem, y, frame)
+            there, kind, flip = way(chart.geometry(problem, y, frame), y, frame)
         return Position(there, kind, _Frame(frame.sign, frame.column, flip, frame.observed))
 
     def rests(
@@ -263,7 +265,7 @@ class Balanced2x2(AbstractCharts):
         kind = jnp.where(apart, _SPECTRAL, _CONFORMAL).astype(jnp.int32)
         return there, kind, jnp.ones_like(frame.flip)
 
-    def _leave_spectral(self, at: _Geometry, problem: AbstractProblem, y: Vector, frame: _Frame):
+    def _leave_spectral(self, at: _Geometry, y: Vector, frame: _Frame):
         conformal = to_conformal(at.entries)
         together = jnp.hypot(*conformal[2:]) < _TOGETHER * jnp.hypot(*conformal[:2])
         kind = jnp.where(together, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
@@ -284,7 +286,7 @@ class Balanced2x2(AbstractCharts):
             jnp.where(enter, flip, frame.flip),
         )
 
-    def _leave_residual(self, at: _Geometry, problem: AbstractProblem, y: Vector, frame: _Frame):
+    def _leave_residual(self, at: _Geometry, y: Vector, frame: _Frame):
         _, _, eps = frame.observed
         flat = jnp.abs(at.entries[0]) < _FLAT * jnp.abs(at.entries[3])
         leave = flat | (jnp.abs(at.gradient[3]) < _EQUAL * jnp.abs(eps))
@@ -293,11 +295,6 @@ class Balanced2x2(AbstractCharts):
         b = jnp.arctan2(at.right[2], at.right[0])
         there = jnp.where(leave, jnp.stack([y[0], y[1], a, b]), y)
         return there, jnp.where(leave, _SPECTRAL, _RESIDUAL).astype(jnp.int32), frame.flip
-
-
-def is_corner(problem: AbstractProblem) -> bool:
-    """Whether this is the completion, by half the sum of squares, of all 2x2 entries but (1, 1)."""
-    return problem.shape == (2, 2) and razin_cohen_parameters(problem) is not None
 
 
 def _share(loss: FloatScalar, size: FloatScalar) -> FloatScalar:

@@ -25,10 +25,7 @@ _DAMPING = 2 / 13  # stiff modes shrink by 5% per step or more, for 2% of the st
 _INTERVAL = 1.54  # s stages are stable for h * rho <= (s^2 - 1) / 1.54, whatever s is
 _COLD_ITERATIONS = 32  # of the first power iteration: cheaper than a handful of steps
 _JVP_COST = 2  # in gradients: a Jacobian-vector product computes the gradient as well
-
-
-# The age of a spectral radius that was never estimated.
-_UNKNOWN = -1
+_UNKNOWN = -1  # the age of a spectral radius that was never estimated
 
 
 class RKC2State(eqx.Module):
