@@ -5,7 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,23 @@ from factorflow._measure.snapshot import Snapshot
 from factorflow._names import named
 from factorflow._types import FloatArray
 
-__all__ = ["MEASURES", "Family", "Measure", "Number", "as_measure", "as_measures", "measure"]
+__all__ = [
+    "MEASURES",
+    "Error",
+    "Family",
+    "Measure",
+    "Number",
+    "as_measure",
+    "as_measures",
+    "measure",
+]
 
 # A measure's parameter: 1 stays an integer, so that its name reads `schatten_norm[1]`.
 Number: TypeAlias = float | int
+# What the error of a measure is relative to, where certificates compare two runs: each value
+# itself, the largest entry of the product, the largest squared norm of a factor, 1, or the larger
+# of 1 and a logarithm; counts and signs must be equal.
+Error: TypeAlias = Literal["own", "product", "factors", "unit", "logarithm", "exact"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +44,10 @@ class Measure:
     - `dims`: names of the array's dimensions, `()` for a number.
     - `summary`: one line with the formula.
     - `citation`: where it was introduced, or `None` for textbook quantities.
+    - `error`: what its error is relative to where certificates compare it: `"own"`, each value
+        itself; `"product"`, the largest entry of the product; `"factors"`, the largest squared norm
+        of a factor; `"unit"`, 1; `"logarithm"`, the larger of 1 and the value; `"exact"`, counts
+        and signs, which must be equal.
     """
 
     name: str
@@ -38,6 +55,7 @@ class Measure:
     dims: tuple[str, ...] = ()
     summary: str = ""
     citation: str | None = None
+    error: Error = "own"
 
     def __call__(self, snapshot: Snapshot) -> FloatArray:
         return jnp.asarray(self.function(snapshot))
@@ -63,11 +81,12 @@ class Family:
 MEASURES: dict[str, Family] = {}
 
 
-def measure(*, dims=(), citation: str | None = None, example=()):
+def measure(*, dims=(), citation: str | None = None, example=(), error: Error = "own"):
     """Register `function(snapshot, *parameters)` as a measure under its own name.
 
     The first line of its docstring is the summary that `factorflow list measures` prints.
-    `example` gives parameters for the tests that run every measure.
+    `example` gives parameters for the tests that run every measure; `error` says what an error of
+    it is relative to, see `Measure`.
     """
 
     def register(function: Callable) -> Callable[..., Measure]:
@@ -85,7 +104,12 @@ def measure(*, dims=(), citation: str | None = None, example=()):
         def bound(*values) -> Measure:
             full = name + (f"[{','.join(_write(value) for value in values)}]" if values else "")
             return Measure(
-                full, lambda snapshot: function(snapshot, *values), tuple(dims), summary, citation
+                full,
+                lambda snapshot: function(snapshot, *values),
+                tuple(dims),
+                summary,
+                citation,
+                error,
             )
 
         @functools.wraps(function)

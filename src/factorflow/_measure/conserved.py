@@ -18,7 +18,7 @@ _ARORA = """@inproceedings{arora2018optimization,
 }"""
 
 
-@measure(citation=_ARORA)
+@measure(citation=_ARORA, error="factors")
 def balancedness_gap(snapshot: Snapshot) -> FloatScalar:
     r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$, or what the factorization conserves."""
     if snapshot.factorization is None:

@@ -23,7 +23,7 @@ def loss(snapshot: Snapshot) -> FloatScalar:
     return snapshot.loss
 
 
-@measure(example=(0, 0))
+@measure(example=(0, 0), error="product")
 @checks(_integers)
 def entry(snapshot: Snapshot, *index: int) -> FloatScalar:
     """One entry of the product, by its indices counted from 0: `entry[0,0]` is the (1, 1) entry."""
@@ -57,7 +57,7 @@ def gradient_norm(snapshot: Snapshot) -> FloatScalar:
 
 
 # Not "row": that is the dimension of a trajectory's rows.
-@measure(dims=("product_row", "product_column"))
+@measure(dims=("product_row", "product_column"), error="product")
 def product(snapshot: Snapshot) -> FloatArray:
     """Every entry of the product; the dimensions of a tensor are named by their sizes."""
     return snapshot.dense

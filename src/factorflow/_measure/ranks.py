@@ -43,7 +43,7 @@ def _nonnegative_integer(k: Number) -> None:
         raise ValueError(f"k must be an integer of 0 or more, got {k}.")
 
 
-@measure(example=(1e-6,))
+@measure(example=(1e-6,), error="exact")
 @checks(relative_tolerance)
 def rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatScalar:
     r"""Number of singular values above `tolerance` times the largest (default 1e-6); 0 for zero."""

@@ -29,13 +29,13 @@ def singular_values(snapshot: Snapshot) -> FloatArray:
     return snapshot.singular_values
 
 
-@measure(dims=("singular_value",))
+@measure(dims=("singular_value",), error="logarithm")
 def log_singular_values(snapshot: Snapshot) -> FloatArray:
     r"""Natural logs $\ln \sigma_i$, kept where $\sigma_i$ itself would round to zero."""
     return snapshot.log_singular_values
 
 
-@measure(dims=("singular_value",), citation=_ARORA)
+@measure(dims=("singular_value",), citation=_ARORA, error="unit")
 def gradient_alignment(snapshot: Snapshot) -> FloatArray:
     r"""$u_i^\top \nabla\ell(W) v_i / \|\nabla\ell(W)\|_F$ for singular pairs $(u_i, v_i)$ of W."""
     left, right = snapshot.singular_vectors
@@ -52,13 +52,13 @@ def determinant(snapshot: Snapshot) -> FloatScalar:
     return sign * jnp.exp(log)
 
 
-@measure()
+@measure(error="logarithm")
 def log_abs_determinant(snapshot: Snapshot) -> FloatScalar:
     r"""$\ln |\det W|$ of a square product, from its factors."""
     return _log_determinant(snapshot, "log_abs_determinant")[1]
 
 
-@measure()
+@measure(error="exact")
 def determinant_sign(snapshot: Snapshot) -> FloatScalar:
     r"""Sign of $\det W$ (-1, 0 or 1) of a square product, from its factors."""
     return _log_determinant(snapshot, "determinant_sign")[0]

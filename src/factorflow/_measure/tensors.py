@@ -59,7 +59,7 @@ def largest_component_norms(snapshot: Snapshot, k: int) -> FloatArray:
     return lax.top_k(norms, k)[0]
 
 
-@measure(dims=("component",), citation=_RAZIN)
+@measure(dims=("component",), citation=_RAZIN, error="unit")
 def component_alignment(snapshot: Snapshot) -> FloatArray:
     r"""Cosine between $-\nabla\ell(W)$ and each component $\otimes_n a_r^n$: what makes it grow."""
     fz = _cp(snapshot, "component_alignment")
@@ -71,14 +71,14 @@ def component_alignment(snapshot: Snapshot) -> FloatArray:
     return -along / jnp.where(sizes > 0, sizes, 1)
 
 
-@measure(dims=("mode_pair", "component"), citation=_RAZIN)
+@measure(dims=("mode_pair", "component"), citation=_RAZIN, error="factors")
 def norm_differences(snapshot: Snapshot) -> FloatArray:
     r"""$\|a_r^{n+1}\|^2 - \|a_r^n\|^2$ of every component: conserved by gradient flow."""
     fz = _cp(snapshot, "norm_differences")
     return jnp.stack(fz.conserved(snapshot.factors))
 
 
-@measure(dims=("mode",), example=(1e-6,), citation=_LATHAUWER)
+@measure(dims=("mode",), example=(1e-6,), citation=_LATHAUWER, error="exact")
 @checks(relative_tolerance)
 def multilinear_rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatArray:
     r"""Rank of every mode's unfolding: singular values above `tolerance` times the largest."""
