@@ -10,6 +10,8 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
+from factorflow._interrupt import guarded
+
 __all__ = ["main"]
 
 
@@ -91,6 +93,7 @@ _Command = (
 )
 
 
+@guarded()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `factorflow` command."""
     command, rest = tyro.cli(

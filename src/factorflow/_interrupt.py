@@ -1,0 +1,147 @@
+"""Ctrl-C that is obeyed within a second, and compiled work in threads that can be cancelled.
+
+Python raises `KeyboardInterrupt` in the main thread, between two instructions of Python. That is
+too late while XLA compiles there, and in vain inside a callback of the garbage collector, such as
+the one JAX installs, or inside a finalizer: Python prints what is raised there and goes on.
+"""
+
+import _thread
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+__all__ = ["Cancelled", "cancellable", "check", "forced", "guarded", "saving"]
+
+# Seconds after Ctrl-C: until one that was swallowed is raised again, until the process is ended
+# whatever it does, and until that happens to one that is just saving results.
+_AGAIN, _FORCED, _SAVED = 0.05, 0.7, 10.0
+_TICK = 0.05
+# Two within this time are one: shells and `timeout` signal a process and then its group.
+_ONE = 0.3
+
+_saving = 0
+
+
+class Cancelled(Exception):
+    """The work of this thread is no longer wanted."""
+
+
+def forced() -> None:
+    """End the process at once, as Ctrl-C does: with a word on stderr and exit code 130."""
+    # Not through `sys.stderr`, whose lock the main thread may hold.
+    with contextlib.suppress(OSError):
+        os.write(2, b"\ninterrupted\n")
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def guarded(leave: Callable[[], object] = forced) -> Iterator[None]:
+    """Within this block Ctrl-C is obeyed within a second, whatever the main thread is doing.
+
+    `KeyboardInterrupt` is raised as always. Where it is swallowed it is raised again; where it is
+    not raised, or does not end the block, a thread calls `leave`, which ends the process. A second
+    Ctrl-C ends it at once. For programs, such as the command line, and not for libraries. Does
+    nothing outside the main thread, or where SIGINT is ignored, as in background jobs of a shell.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield
+        return
+    # Bytes arrive in C, the moment the signal does, while the handler waits for the main thread.
+    ears, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    watch = threading.Thread(target=_watch, args=(ears, leave), name="ctrl-c", daemon=True)
+    watch.start()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    hook, sys.unraisablehook = sys.unraisablehook, _raised_again(sys.unraisablehook)
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave()
+        raise
+    finally:
+        sys.unraisablehook = hook
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, handler)
+        # The thread reads the end of the stream, and ends.
+        mouth.close()
+
+
+def _watch(ears: socket.socket, leave: Callable[[], object]) -> None:
+    since = None
+    while True:
+        if since is not None:
+            waited = time.monotonic() - since
+            if waited > (_SAVED if _saving else _FORCED):
+                leave()
+                return
+        ears.settimeout(None if since is None else _TICK)
+        try:
+            heard = ears.recv(64)
+        except TimeoutError:
+            continue
+        if not heard:
+            # The block has ended: so has the duty.
+            ears.close()
+            return
+        if signal.SIGINT not in heard:
+            continue
+        if since is None:
+            since = time.monotonic()
+        elif time.monotonic() - since > _ONE:
+            leave()
+            return
+
+
+def _raised_again(hook: Callable) -> Callable:
+    def unraisable(problem) -> None:
+        if not issubclass(problem.exc_type, KeyboardInterrupt):
+            hook(problem)
+            return
+        # Not now: here it would be swallowed once more.
+        timer = threading.Timer(_AGAIN, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
+
+    return unraisable
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """Within this block, in the main thread, Ctrl-C may take longer: results are being written."""
+    global _saving
+    _saving += 1
+    try:
+        yield
+    finally:
+        _saving -= 1
+
+
+_thread_local = threading.local()
+
+
+@contextlib.contextmanager
+def cancellable(event: threading.Event) -> Iterator[None]:
+    """Within this block, runs that this thread follows end soon after `event` is set."""
+    before = getattr(_thread_local, "event", None)
+    _thread_local.event = event
+    try:
+        yield
+    finally:
+        _thread_local.event = before
+
+
+def check() -> None:
+    """Called between two pieces of a long run.
+
+    **Raises:** `Cancelled` where the event of `cancellable` is set.
+    """
+    event = getattr(_thread_local, "event", None)
+    if event is not None and event.is_set():
+        raise Cancelled
