@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 
 __all__ = ["Cancelled", "cancellable", "check", "forced", "guarded", "saving"]
 
-# Seconds after Ctrl-C: until one that was swallowed is raised again, until the process is ended
-# whatever it does, and until that happens to one that is just saving results.
-_AGAIN, _FORCED, _SAVED = 0.05, 0.7, 10.0
-_TICK = 0.05
+# Seconds after Ctrl-C: until the process is ended whatever it does, and until that happens to one
+# that is just saving results; and between two looks at the clock.
+_FORCED, _SAVED, _TICK = 0.7, 10.0, 0.05
 # Two within this time are one: shells and `timeout` signal a process and then its group.
 _ONE = 0.3
 
@@ -55,11 +54,14 @@ def guarded(leave: Callable[[], object] = forced) -> Iterator[None]:
     # Bytes arrive in C, the moment the signal does, while the handler waits for the main thread.
     ears, mouth = socket.socketpair()
     mouth.setblocking(False)
-    watch = threading.Thread(target=_watch, args=(ears, leave), name="ctrl-c", daemon=True)
+    swallowed = threading.Event()
+    watch = threading.Thread(
+        target=_watch, args=(ears, swallowed, leave), name="ctrl-c", daemon=True
+    )
     watch.start()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-    hook, sys.unraisablehook = sys.unraisablehook, _raised_again(sys.unraisablehook)
+    hook, sys.unraisablehook = sys.unraisablehook, _noticed(sys.unraisablehook, swallowed)
     try:
         yield
     except KeyboardInterrupt:
@@ -73,14 +75,18 @@ def guarded(leave: Callable[[], object] = forced) -> Iterator[None]:
         mouth.close()
 
 
-def _watch(ears: socket.socket, leave: Callable[[], object]) -> None:
-    since = None
+def _watch(ears: socket.socket, swallowed: threading.Event, leave: Callable[[], object]) -> None:
+    since, echo = None, False
     while True:
         if since is not None:
             waited = time.monotonic() - since
             if waited > (_SAVED if _saving else _FORCED):
                 leave()
                 return
+            if swallowed.is_set():
+                swallowed.clear()
+                echo = True
+                _thread.interrupt_main()
         ears.settimeout(None if since is None else _TICK)
         try:
             heard = ears.recv(64)
@@ -94,20 +100,20 @@ def _watch(ears: socket.socket, leave: Callable[[], object]) -> None:
             continue
         if since is None:
             since = time.monotonic()
+        elif echo:
+            echo = False  # of what this thread has raised itself
         elif time.monotonic() - since > _ONE:
             leave()
             return
 
 
-def _raised_again(hook: Callable) -> Callable:
+def _noticed(hook: Callable, swallowed: threading.Event) -> Callable:
     def unraisable(problem) -> None:
-        if not issubclass(problem.exc_type, KeyboardInterrupt):
+        if issubclass(problem.exc_type, KeyboardInterrupt):
+            # Raised again from the other thread: here it would be swallowed once more.
+            swallowed.set()
+        else:
             hook(problem)
-            return
-        # Not now: here it would be swallowed once more.
-        timer = threading.Timer(_AGAIN, _thread.interrupt_main)
-        timer.daemon = True
-        timer.start()
 
     return unraisable
 
