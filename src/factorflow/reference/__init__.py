@@ -1,4 +1,4 @@
-"""What to hold experiments against: bounds, asymptotic laws, least solutions, tensor ranks.
+"""What to hold experiments against: bounds, laws, closed forms, least solutions, tensor ranks.
 
 Nothing here simulates anything, and nothing here depends on more of factorflow than problems.
 """
@@ -39,3 +39,4 @@ from factorflow.reference.tensor_rank import RankBounds as RankBounds
 from factorflow.reference.tensor_rank import cp_rank as cp_rank
 from factorflow.reference.trajectories import REFERENCE_FLOWS as REFERENCE_FLOWS
 from factorflow.reference.trajectories import ReferenceFlow as ReferenceFlow
+from factorflow.reference.unbalanced import lambda_balanced_flow as lambda_balanced_flow
