@@ -56,13 +56,10 @@ def lambda_balanced_flow(
 
     >>> import numpy as np
     >>> from factorflow.reference import lambda_balanced_flow
-    >>> factors = np.diag([1.0, 2.0]), np.diag([2.0, np.sqrt(7.0)])  # lambda = 3
-    >>> print(np.round(lambda_balanced_flow(factors, np.diag([1.0, -1.0]), [0.1, 20.0]), 4))
-    [[[ 1.6219  0.    ]
-      [ 0.      2.275 ]]
-    <BLANKLINE>
-     [[ 1.      0.    ]
-      [ 0.     -1.    ]]]
+    >>> factors = np.array([[1.0]]), np.array([[2.0]])  # lambda = 3
+    >>> products = lambda_balanced_flow(factors, np.array([[0.5]]), [0.1, 20.0])
+    >>> print(np.round(products.ravel(), 4))
+    [1.453 0.5  ]
     """
     first, second = (np.asarray(factor, float) for factor in factors)
     goal, moments = np.asarray(target, float), np.asarray(times, float)
