@@ -11,6 +11,7 @@ import math
 import numpy as np
 from scipy.linalg.lapack import dposv  # pyright: ignore[reportAttributeAccessIssue]
 
+from factorflow.reference._patience import Patience
 from factorflow.reference.unfoldings import mode_spaces
 
 Factors = list[np.ndarray]
@@ -30,6 +31,10 @@ _QUICKEST_RELIEF = 0.2
 # remaining iterations may turn out before hope is given up.
 _SPEED_WINDOW = 6
 _HOPE = 3.0
+# Entries of an array that are made at once; more starts take turns.
+_ENTRIES = 2**22
+# Operations of an eigendecomposition and a pseudoinverse, over the cube of the size; they are slow.
+_EIGEN = 100
 
 
 def unfold(tensors: np.ndarray, mode: int) -> np.ndarray:
@@ -46,8 +51,14 @@ def recompose(factors: Factors) -> np.ndarray:
 
 def square_errors(core: np.ndarray, factors: Factors) -> np.ndarray:
     """Squared Frobenius distance of every start to the tensor; shape (b,)."""
+    _, *others = (factor.shape[1] for factor in factors)
+    entries = max(core.size, math.prod(others) * factors[0].shape[2])
     # Of the residual itself: expanding the square would cancel near an exact fit.
-    return np.sum(np.square(core - recompose(factors)).reshape(len(factors[0]), -1), axis=1)
+    errors = [
+        np.sum(np.square(core - recompose(_part(factors, turn))).reshape(-1, core.size), axis=1)
+        for turn in _turns(len(factors[0]), entries)
+    ]
+    return np.concatenate(errors)
 
 
 def random_starts(
@@ -60,7 +71,11 @@ def random_starts(
 
 
 def algebraic_starts(
-    core: np.ndarray, rank: int, count: int, generator: np.random.Generator
+    core: np.ndarray,
+    rank: int,
+    count: int,
+    generator: np.random.Generator,
+    patience: Patience | None = None,
 ) -> Factors | None:
     r"""Factors from simultaneous diagonalization, exact for exact tensors in general position.
 
@@ -69,11 +84,13 @@ def algebraic_starts(
     columns of $A$ as eigenvectors, and the rest follows linearly. Several random pairs make a
     badly conditioned one harmless.
 
-    **Returns:** `count` starts, or `None` where no grouping has two groups of size `rank`, or
-    where a matrix turned out singular.
+    **Returns:** `count` starts, or `None` where no grouping has two groups of size `rank`, where a
+    matrix turned out singular, or where the patience does not last.
     """
     groups = _three_groups(core.shape, rank)
     if groups is None:
+        return None
+    if patience is not None and not patience.lasts(_EIGEN * count * rank**3):
         return None
     first, second, third = groups
     order = (*first, *second, *third)
@@ -113,26 +130,35 @@ def balanced(factors: Factors) -> Factors:
     ]
 
 
-def alternate(core: np.ndarray, factors: Factors, target: float, sweeps: int) -> Factors:
+def alternate(
+    core: np.ndarray,
+    factors: Factors,
+    target: float,
+    sweeps: int,
+    patience: Patience | None = None,
+) -> Factors:
     """Alternating least squares with a small ridge, until a start has a squared error below
-    `target` or the best start makes little progress.
+    `target`, the best start makes little progress or the patience ends.
     """
     factors = list(factors)
     rank, modes = factors[0].shape[2], range(core.ndim)
     matrices = [unfold(core[None], mode)[0] for mode in modes]
-    identity = np.eye(rank)
+    turns = _turns(len(factors[0]), rank * max(rank, *(matrix.shape[1] for matrix in matrices)))
     grams = [factor.swapaxes(1, 2) @ factor for factor in factors]
     last = math.inf
     for sweep in range(1, sweeps + 1):
         for mode in modes:
             others = [other for other in modes if other != mode]
-            product = _columnwise_product([factors[other] for other in others])
-            gram = math.prod(grams[other] for other in others)
-            ridge = _RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / rank
-            # A batch entry that has collapsed to zero must not stop the others.
-            system = gram + np.maximum(ridge, np.finfo(float).tiny) * identity
-            goal = matrices[mode] @ product + ridge * factors[mode]
-            factors[mode] = np.linalg.solve(system, goal.swapaxes(1, 2)).swapaxes(1, 2)
+            gram = math.prod((grams[other] for other in others), start=np.ones(()))
+            solved = []
+            for turn in turns:
+                here = _part(factors, turn)
+                operations = 2 * len(here[0]) * rank * (core.size + rank**2)
+                if patience is not None and not patience.lasts(operations):
+                    return balanced(factors)
+                product = _columnwise_product([here[other] for other in others])
+                solved.append(_ridge_solution(gram[turn], matrices[mode] @ product, here[mode]))
+            factors[mode] = np.concatenate(solved)
             grams[mode] = factors[mode].swapaxes(1, 2) @ factors[mode]
         factors = balanced(factors)
         grams = [factor.swapaxes(1, 2) @ factor for factor in factors]
@@ -145,11 +171,16 @@ def alternate(core: np.ndarray, factors: Factors, target: float, sweeps: int) ->
 
 
 def levenberg_marquardt(
-    core: np.ndarray, start: Factors, target: float, iterations: int
+    core: np.ndarray,
+    start: Factors,
+    target: float,
+    iterations: int,
+    patience: Patience | None = None,
 ) -> Factors:
     r"""Damped Gauss-Newton steps from one start, until its squared error is below `target`.
 
-    It also ends when no step helps, or when it is so slow that the iterations left would not do.
+    It also ends when no step helps, when it is so slow that the iterations left would not do, and
+    when the patience ends.
     The start is a batch of one, and so is what is returned.
     """
     # The longest mode first: its unknowns are eliminated from the normal equations.
@@ -160,11 +191,16 @@ def levenberg_marquardt(
     errors = [float(np.sum(np.square(residual)))]
     if not errors[0] >= target:
         return start
+    operations = normal_operations(core.shape, start[0].shape[2])
+    if patience is not None and not patience.lasts(operations):
+        return start
     damping, growth = _FIRST_DAMPING, 2.0
     normal = _NormalEquations(core.shape, factors[0].shape[2])
     normal.update(residual, factors)
     while errors[-1] >= target and len(errors) <= iterations:
         if _hopeless(errors, target, iterations) or damping > _LARGEST_DAMPING:
+            break
+        if patience is not None and not patience.lasts(operations):
             break
         added = damping * normal.scale
         step = normal.damped_step(added)
@@ -185,11 +221,37 @@ def levenberg_marquardt(
     return [factors[place] for place in np.argsort(order)]
 
 
+def normal_operations(shape: tuple[int, ...], rank: int) -> int:
+    """Operations of one damped step from a start of that rank."""
+    rows = max(shape) * rank
+    size = sum(shape) * rank - rows
+    return 2 * rows * size**2 + size**3 // 3
+
+
 def best_starts(core: np.ndarray, factors: Factors, count: int) -> Factors:
     """The starts with the smallest squared errors, best first."""
     # A start that has overflown is NaN, and sorted last.
     chosen = np.argsort(square_errors(core, factors), kind="stable")[:count]
     return [factor[chosen] for factor in factors]
+
+
+def _turns(count: int, entries: int) -> list[slice]:
+    """So many starts in turns, whose arrays of so many entries each fit in fast memory."""
+    size = max(1, _ENTRIES // max(entries, 1))
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
+def _part(factors: Factors, turn: slice) -> Factors:
+    return [factor[turn] for factor in factors]
+
+
+def _ridge_solution(gram: np.ndarray, right: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """The factor that fits best, given the others, drawn a little to what it was."""
+    rank = gram.shape[1]
+    ridge = _RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / rank
+    # A batch entry that has collapsed to zero must not stop the others.
+    system = gram + np.maximum(ridge, np.finfo(float).tiny) * np.eye(rank)
+    return np.linalg.solve(system, (right + ridge * old).swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def _columnwise_product(factors: Factors) -> np.ndarray:

@@ -9,6 +9,7 @@ fit. Where they meet, the rank is known.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +17,21 @@ from jaxtyping import ArrayLike
 from threadpoolctl import ThreadpoolController
 
 from factorflow.reference._inputs import is_traced, require_at_least
+from factorflow.reference._patience import COMPLETE, Patience
+from factorflow.reference.cp_errors import sum_of_squares
 from factorflow.reference.cp_search import fewest_components
-from factorflow.reference.unfoldings import mode_spaces, unfolding_bound
+from factorflow.reference.unfoldings import mode_spaces, unfolding_bounds
 
-# A relative distance below this drowns in the rounding of a residual in double precision.
+# A relative distance below this drowns in the rounding of the factors to double precision.
 _FINEST = 1e-12
 # Factors must undercut the tolerance by this share, so that evaluating their error in another
-# order of summation gives the same verdict.
+# order of summation gives the same verdict, unless large components cancel.
 _MARGIN = 1e-9
+# Above the rounding of a few operations, relative.
+_ROUNDING = 2.0**-48
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RankBounds:
     r"""An interval that holds the CP rank of a tensor at a tolerance.
 
@@ -36,16 +41,29 @@ class RankBounds:
     - `upper`: the number of components in `factors`.
     - `factors`: for every mode $k$ an array of shape $(d_k, \text{upper})$ in double precision.
         Summed over columns, their outer products meet the tolerance.
+    - `ended`: `"complete"`, or how the search ended before it was: `"out_of_time"` or
+        `"interrupted"`. The bounds hold all the same.
     """
 
     lower: int
     upper: int
     factors: tuple[np.ndarray, ...]
+    ended: str = COMPLETE
 
     @property
     def certified(self) -> bool:
         """Whether the rank is known, that is `lower == upper`."""
         return self.lower == self.upper
+
+    @property
+    def complete(self) -> bool:
+        """Whether the search ended by itself: with a certificate, or for want of further fits."""
+        return self.ended == COMPLETE
+
+    def __repr__(self) -> str:
+        rank = f"{self.lower}" if self.certified else f"{self.lower} to {self.upper}"
+        shape = " x ".join(str(len(factor)) for factor in self.factors)
+        return f"RankBounds(rank {rank} of a {shape} tensor, {self.ended})"
 
 
 def cp_rank(
@@ -56,6 +74,8 @@ def cp_rank(
     restarts: int = 16,
     max_fits: int = 16,
     seed: int = 0,
+    time_budget: float | int | None = 30.0,
+    progress: Callable[[str], None] | None = None,
 ) -> RankBounds:
     r"""Bounds on the CP rank at a tolerance: on the smallest $r$ that allows
 
@@ -67,14 +87,21 @@ def cp_rank(
 
     Lower bound: for every split of the modes into two groups (up to order 8; beyond, for single
     modes, pairs and runs of neighbors), the rank of the unfolding at the same tolerance. A rank
-    is excluded only if its distance exceeds the tolerance by more than rounding: by
-    $10\, m \epsilon \|T\|_F$ with $m$ the number of singular values and $\epsilon$ = 2.2e-16.
+    is excluded only if its distance exceeds the tolerance whatever rounding does: singular values
+    come with a bound on their error, some $10^{-15} m$ for $m$ of them and $\|T\|_F = 1$.
 
     Upper bound: the tensor is compressed to the leading singular spaces of its modes, then fitted
     at the lower bound from simultaneous diagonalization. If that fails, at higher ranks by
     alternating least squares from random starts and Levenberg-Marquardt on the best of them; the
     ranks grow by doubled steps until one succeeds and are then bisected. Slices give a
-    decomposition that needs no fit: `upper` is at most $\prod_k d_k / \max_k d_k$.
+    decomposition that needs no fit: `upper` is at most $\prod_k d_k / \max_k d_k$. That factors
+    meet the tolerance, as the numbers they are and in exact arithmetic, is proved for all of them:
+    their residual is computed with a bound on its rounding error, in pairs of doubles where one
+    double does not decide.
+
+    The search of a large or noisy tensor takes long. It ends after `time_budget` seconds, or at
+    Ctrl-C (which raises no `KeyboardInterrupt` then), and what is known is returned, with `ended`
+    saying so.
 
     A tensor whose best fit does not exist, of border rank below its rank, has the border rank as
     its rank at every tolerance. The components then grow without bound as the tolerance shrinks.
@@ -87,7 +114,11 @@ def cp_rank(
     - `restarts`: random starts of a fit, computed together.
     - `max_fits`: ranks tried at most, for tensors of order 3 and more. 0 leaves unfoldings and
       slices.
-    - `seed`: of the random starts. The same tensor and arguments give the same answer.
+    - `seed`: of the random starts. The same tensor and arguments give the same answer, unless
+        time runs out.
+    - `time_budget`: seconds after which the search ends; `None` for no limit. A decomposition
+        under way may exceed them by about a second.
+    - `progress`: called with a line after each stage and fit, e.g. `print`.
 
     **Returns:** `RankBounds`. For a matrix they coincide, unless the tolerance lies within
     rounding of a singular-value tail. A tensor below the tolerance, zero for instance, has rank
@@ -95,8 +126,8 @@ def cp_rank(
 
     **Raises:** `ValueError` for a tensor of order below 2, empty, complex, not finite or traced;
     for both tolerances together, one that is not positive and finite, a `relative_error` of 1 or
-    more, or one that double precision does not resolve; for `restarts` below 1 and negative
-    `max_fits` or `seed`.
+    more, or one that double precision does not resolve; for `restarts` below 1, negative
+    `max_fits` or `seed`, and a `time_budget` that is not positive.
 
     **Example:**
 
@@ -126,39 +157,47 @@ def cp_rank(
     require_at_least("restarts", restarts, 1, "a fit needs a random start")
     require_at_least("max_fits", max_fits, 0, "0 does without fits")
     require_at_least("seed", seed, 0, "pass a seed as numpy.random.default_rng takes it")
+    if time_budget is not None and not time_budget > 0:
+        raise ValueError(
+            f"time_budget must be positive, got {time_budget}: seconds, or None for no limit"
+        )
     if mse is None and relative_error is None:
         mse = 1e-6
     _check_tolerances(mse, relative_error)
+    patience = Patience(time_budget, progress)
     array = _checked(tensor)
-    # Scaling by a power of two is exact, and keeps squares from over- and underflowing.
-    exponent = int(np.frexp(np.max(np.abs(array)))[1])
-    scaled = np.ldexp(array, -exponent)
-    norm = float(np.linalg.norm(scaled))
-    distance = _distance(mse, relative_error, array.size, norm, exponent)
-    goal = distance * (1.0 - _MARGIN)
-    if norm < goal or norm == 0.0:
+    scaled, exponent = _near_one(array)
+    square = sum_of_squares(scaled)
+    allowed = _allowed(mse, relative_error, array.size, square, exponent)
+    if square * (1.0 + _ROUNDING) < allowed or square == 0.0:
         return RankBounds(0, 0, tuple(np.zeros((dim, 0)) for dim in array.shape))
-    if distance < _FINEST * norm:
+    if allowed < _FINEST**2 * square:
+        asked = math.ldexp(math.sqrt((mse or 0.0) * array.size / square), -exponent)
         raise ValueError(
-            f"the tolerance mse={mse} is a relative error of {distance / norm:.1e} for this "
-            f"tensor, which double precision does not resolve: ask for a larger one, for "
-            "instance relative_error=1e-10"
+            f"the tolerance mse={mse} is a relative error of {asked:.1e} for this tensor, which "
+            "double precision does not resolve: ask for a larger one, for instance "
+            "relative_error=1e-10"
         )
-    unit, relative = scaled / norm, distance / norm
+    lower, distance = 0, math.sqrt(allowed)
     with _threads().limit(limits=1, user_api="blas"):
-        spaces = mode_spaces(unit)
-        lower = unfolding_bound(unit, relative, [values for _, values in spaces])
+        spaces = mode_spaces(scaled)
+        of_modes = [values for _, values in spaces]
+        with patience:
+            for lower in unfolding_bounds(scaled, distance * (1.0 + _ROUNDING), of_modes, patience):
+                patience.say(f"unfoldings: at least {lower} components")
         factors = fewest_components(
-            unit,
-            goal / norm,
+            scaled,
+            distance * (1.0 - _MARGIN),
             spaces,
             lower=max(lower, 1),
             restarts=restarts,
             max_fits=max_fits,
             generator=np.random.default_rng(seed),
+            patience=patience,
         )
-    sized = _sized(factors, norm, exponent)
-    return RankBounds(lower, sized[0].shape[1], sized)
+    sized = _sized(factors, exponent)
+    ended = COMPLETE if lower == sized[0].shape[1] else patience.ended
+    return RankBounds(lower, sized[0].shape[1], sized, ended)
 
 
 @functools.cache
@@ -224,20 +263,28 @@ def _checked(tensor: ArrayLike) -> np.ndarray:
     return array
 
 
-def _distance(
-    mse: float | int | None, relative_error: float | None, size: int, norm: float, exponent: int
+def _near_one(array: np.ndarray) -> tuple[np.ndarray, int]:
+    """The tensor over a power of two, which is exact, so that its norm lies in [1/2, 1)."""
+    first = int(np.frexp(np.max(np.abs(array)))[1])
+    # Not over- nor underflowing: the largest entry is near one.
+    norm = math.sqrt(sum_of_squares(np.ldexp(array, -first)))
+    exponent = first + int(np.frexp(norm)[1])
+    return np.ldexp(array, -exponent), exponent
+
+
+def _allowed(
+    mse: float | int | None, relative_error: float | None, size: int, square: float, exponent: int
 ) -> float:
-    """The Frobenius distance to stay below, of a tensor of that norm scaled by 2^-exponent."""
+    """The squared distance to stay below, of a tensor over 2^exponent with that squared norm."""
     if mse is None:
-        return (relative_error or 0.0) * norm
+        return (relative_error or 0.0) ** 2 * square
     # Overflows only for a tensor far below the tolerance, to a distance that says so.
     with np.errstate(over="ignore"):
-        return float(np.ldexp(math.sqrt(mse) * math.sqrt(size), -exponent))
+        return float(np.ldexp(float(mse) * size, -2 * exponent))
 
 
-def _sized(factors: list[np.ndarray], norm: float, exponent: int) -> tuple[np.ndarray, ...]:
+def _sized(factors: list[np.ndarray], exponent: int) -> tuple[np.ndarray, ...]:
     """Factors of the original tensor, its size spread over the modes: none may overflow."""
     order = len(factors)
     shares = [exponent // order + (mode < exponent % order) for mode in range(order)]
-    first = [factors[0] * norm, *factors[1:]]
-    return tuple(np.ldexp(factor, share) for factor, share in zip(first, shares, strict=True))
+    return tuple(np.ldexp(factor, share) for factor, share in zip(factors, shares, strict=True))

@@ -11,10 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from factorflow.reference._patience import Patience
+
 # Up to this order all bipartitions are looked at (127 of them), beyond only a quadratic number.
 _LAST_FULL_ORDER = 8
-# Roundings per singular value that the lower bound forgives, in units of eps at norm one.
-_ULP = 10
+_EPS = float(np.finfo(float).eps)
+# Operations of a singular value decomposition, over its number of entries times its smaller side.
+_SVD = 20
+# Products of matrices err by half of this, for every order of summation, and with room for the
+# rounding of what bounds them.
+_SAFETY = 2.0 * _EPS
 
 
 def tails(singular_values: np.ndarray) -> np.ndarray:
@@ -67,19 +73,18 @@ def unfolding(tensor: np.ndarray, side: tuple[int, ...]) -> np.ndarray:
     return np.moveaxis(tensor, side, range(len(side))).reshape(rows, -1)
 
 
-def unfolding_bound(tensor: np.ndarray, distance: float, of_modes: list[np.ndarray]) -> int:
-    """Lower bound on the number of components within less than `distance` of the tensor.
+def unfolding_bounds(
+    tensor: np.ndarray, distance: float, of_modes: list[np.ndarray], patience: Patience
+) -> Iterator[int]:
+    """Ever better lower bounds on the number of components within less than `distance`.
 
-    The largest rank of an unfolding at that distance, up to rounding, which can only lower it.
-    Singular values computed in a backward stable way are those of a matrix nearby, and a distance
-    to a fixed set moves no more than the matrix does: a rank is excluded only where the distance
-    exceeds the tolerance by that much.
+    The ranks of unfoldings at that distance, each proved by `certain_rank`.
 
     **Arguments:**
 
-    - `tensor`: of norm one, so that roundings are absolute.
-    - `distance`: positive.
+    - `tensor`, `distance`: the distance positive.
     - `of_modes`: singular values of the unfolding of every mode.
+    - `patience`: asked before every decomposition.
     """
     sizes = {side: math.prod(tensor.shape[k] for k in side) for side in bipartitions(tensor.ndim)}
     limits = {side: min(rows, tensor.size // rows) for side, rows in sizes.items()}
@@ -87,10 +92,44 @@ def unfolding_bound(tensor: np.ndarray, distance: float, of_modes: list[np.ndarr
     for side in sorted(limits, key=lambda side: (-limits[side], side)):
         if limits[side] <= bound:
             break
+        matrix = unfolding(tensor, side)
         if len(side) == 1:
             values = of_modes[side[0]]
         else:
-            values = np.linalg.svd(unfolding(tensor, side), compute_uv=False)
-        slack = _ULP * limits[side] * float(np.finfo(float).eps)
-        bound = max(bound, smallest_rank(values, distance + slack))
-    return bound
+            patience.spend(_SVD * tensor.size * limits[side])
+            values = np.linalg.svd(matrix, compute_uv=False)
+        # Where these singular values do not exclude more ranks, no proof will.
+        if smallest_rank(values, distance) > bound:
+            patience.spend(_SVD * tensor.size * limits[side])
+            bound = max(bound, certain_rank(matrix, distance))
+            yield bound
+
+
+def certain_rank(matrix: np.ndarray, distance: float) -> int:
+    r"""A rank below which no matrix comes nearer than `distance`, whatever rounding does.
+
+    The computed $U \Sigma V^\top$ is no singular value decomposition of the matrix $A$. But its
+    own singular values are at least $\sigma_i$ times the smallest of $U$ and of $V$, which differ
+    from 1 by less than $\|U^\top U - 1\|_F$ and $\|V^\top V - 1\|_F$, and those of $A$ are as
+    near as $A$ is (Mirsky):
+
+    $$\sqrt{\sum_{i > r} \sigma_i(A)^2} \ge s_U s_V \sqrt{\sum_{i > r} \sigma_i^2}
+      - \|A - U \Sigma V^\top\|_F$$
+
+    All of these are computed, with bounds on their rounding errors.
+    """
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    count = len(values)
+    # |fl(A - B C) - (A - B C)| <= (count + 2) u |B| |C|, of Frobenius norm below that of the sum of
+    # the outer products of the columns of B and the rows of C.
+    missed = float(np.linalg.norm(matrix - (left * values) @ right)) * (1.0 + _SAFETY * matrix.size)
+    missed += _SAFETY * (count + 3) * float(np.sum(values))
+    shrinks = 1.0
+    for vectors in (left.T, right):
+        defect = float(np.linalg.norm(vectors @ vectors.T - np.eye(count)))
+        defect += _SAFETY * vectors.shape[1] * count
+        shrinks *= math.sqrt(max(0.0, 1.0 - defect))
+    shrinks *= 1.0 - _SAFETY * (count + 3)
+    certain = shrinks * np.sqrt(tails(values)) - missed
+    # Never none: at the full rank the distance is zero.
+    return int(np.argmax(certain < distance))

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from factorflow.experiments import Experiment
 from factorflow.papers.razin_cohen_2020.tensors.settings import MSE
-from factorflow.reference import cp_rank
+from factorflow.reference import RankBounds, cp_rank
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,8 +33,8 @@ def derive(dataset: "xr.Dataset", experiments: list[Experiment]) -> "xr.Dataset"
     first = {_data(experiment): experiment for experiment in reversed(experiments)}
     filled = {name: _baseline(experiment) for name, experiment in first.items()}
     # A run that failed has no product.
-    ranks = _each(lambda p: cp_rank(p, mse=MSE) if np.all(np.isfinite(p)) else None, products)
-    found = _each(lambda f: cp_rank(f[0], mse=MSE, max_fits=_fits(*f)), filled.values())
+    ranks = _each(_rank, products)
+    found = _each(_baseline_rank, filled.values())
     baselines = dict(zip(filled, found, strict=True))
     errors = [filled[_data(experiment)][1] for experiment in experiments]
     bounds = [baselines[_data(experiment)] for experiment in experiments]
@@ -66,6 +66,15 @@ def _baseline(experiment: Experiment) -> tuple[np.ndarray, float]:
     observed, target = np.asarray(problem.observed_entries()), np.asarray(problem.target)
     error = np.linalg.norm(observed - target) / np.linalg.norm(target)
     return observed, float(error)
+
+
+def _rank(product: np.ndarray) -> RankBounds | None:
+    # However long it takes: figures must not depend on the machine.
+    return cp_rank(product, mse=MSE, time_budget=None) if np.all(np.isfinite(product)) else None
+
+
+def _baseline_rank(filled: tuple[np.ndarray, float]) -> RankBounds:
+    return cp_rank(filled[0], mse=MSE, max_fits=_fits(*filled), time_budget=None)
 
 
 def _fits(baseline: np.ndarray, error: float) -> int:
