@@ -1,5 +1,8 @@
 """Naming measures: strings, objects, functions; what is refused; what a run does with them."""
 
+import copy
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -274,3 +277,50 @@ def test_measures_of_a_run_are_labelled():
     assert dataset["trace"].dims == ("row",)
     assert_close(dataset["trace"].values[0], 1.0)
     assert_close(dataset["product"].values[0], 0.5 * np.eye(2))
+
+
+FACTOR = 2.0
+TABLE = [2.0]
+
+
+def test_functions_made_anew_are_the_same_measure_where_nothing_in_them_can_differ(monkeypatch):
+    def closed(value):
+        return as_measure(lambda snapshot: value * snapshot.loss)
+
+    def named():
+        return as_measure(lambda snapshot: FACTOR * snapshot.loss)
+
+    def within():
+        return as_measure(lambda snapshot: max(FACTOR * item for item in [snapshot.loss]))
+
+    def through_another():
+        return as_measure(lambda snapshot: scale_by_factor(snapshot.loss))
+
+    def tabled():
+        return as_measure(lambda snapshot: TABLE[0] * snapshot.loss)
+
+    assert closed(2.0) == closed(2.0) != closed(3.0)
+    assert closed(0.0) != closed(-0.0) and closed(1) != closed(1.0)
+    # What can change in place is never the same, even unchanged.
+    assert closed(np.ones(())) != closed(np.ones(()))
+    assert tabled() != tabled()
+    makers = named, within, through_another
+    first = [make() for make in makers]
+    assert first == [make() for make in makers]
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert all(make() != before for make, before in zip(makers, first, strict=True))
+
+
+def scale_by_factor(value):
+    return FACTOR * value
+
+
+def trace_of(snapshot: ff.Snapshot):
+    return jnp.trace(snapshot.dense)
+
+
+def test_measures_are_pickled_by_name_and_copied():
+    for measure in ("loss", "schatten_norm[0.5]", ff.entry(0, 1), trace_of):
+        measure = as_measure(measure)
+        assert pickle.loads(pickle.dumps(measure)) == measure
+        assert copy.deepcopy(measure) == copy.copy(measure) == measure

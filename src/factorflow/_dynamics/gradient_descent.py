@@ -1,6 +1,7 @@
 """Gradient descent, plain or through any optax transformation."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,7 +11,13 @@ import numpy as np
 import optax
 
 from factorflow._dynamics.base import AbstractDynamics, AbstractState, tree_norm, where
-from factorflow._dynamics.optimizers import GroupRmspropState, Optimizer, effective_step_size
+from factorflow._dynamics.optimizers import (
+    GroupRmspropState,
+    Optimizer,
+    by_name,
+    effective_step_size,
+)
+from factorflow._dynamics.parametric import Parametric
 from factorflow._factorization import AbstractFactorization
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Factored
@@ -41,7 +48,10 @@ class GradientDescent(AbstractDynamics):
     **Arguments:**
 
     - `optimizer`: a learning rate $\eta > 0$, an `Optimizer` (an optax transformation by name), or
-        any optax transformation.
+        any optax transformation. Those that ask for it are given `value`, `grad` and `value_fn`.
+        An optimizer at other numbers does not compile again, as long as all it depends on lies in
+        closures, as with `optax.adam(1e-3)`, and its code takes no decisions by these numbers; an
+        `Optimizer` never does.
     - `batch_size`: number of observations drawn without replacement for each step, or `None` for
         all of them.
     - `label_noise`: standard deviation of Gaussian noise added to the observed values, drawn anew
@@ -78,8 +88,8 @@ class GradientDescent(AbstractDynamics):
                 f"An optimizer by name needs its numbers: GradientDescent(Optimizer({rate!r}, "
                 '{"learning_rate": 1e-3})).'
             )
-        kinds = int | float | np.number | jax.Array | Optimizer | optax.GradientTransformation
-        if not isinstance(rate, kinds):
+        kinds = int | float | np.number | jax.Array | Optimizer | Parametric
+        if not isinstance(rate, kinds | optax.GradientTransformation):
             raise ValueError(
                 "GradientDescent takes a learning rate, an Optimizer or an optax transformation "
                 f"(`optax.adam(1e-3)`, not `optax.adam`), got {rate!r}."
@@ -104,13 +114,26 @@ class GradientDescent(AbstractDynamics):
             raise ValueError(
                 f"batch_size={self.batch_size} exceeds the {count} observations of the problem."
             )
-        return self
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            return self
+        optimizer = by_name(self.optimizer)
+        if optimizer is None:
+            parametric = Parametric.of(self.optimizer)
+            if parametric is None or not parametric.traceable(factors, _one_update):
+                return self
+            optimizer = parametric
+        return eqx.tree_at(
+            lambda descent: descent.optimizer,
+            self,
+            optimizer,
+            is_leaf=lambda leaf: isinstance(leaf, optax.GradientTransformation),
+        )
 
     def refined(self) -> "GradientDescent | None":
         stochastic = self.batch_size is not None or self.label_noise is not None
         rate: Any = self.optimizer
         # Only these follow the path of the gradient; others have paths of their own.
-        if stochastic or isinstance(rate, optax.GradientTransformation):
+        if stochastic or isinstance(rate, optax.GradientTransformation | Parametric):
             return None
         if isinstance(rate, Optimizer):
             if rate.name != "group_rmsprop":
@@ -151,12 +174,12 @@ class GradientDescent(AbstractDynamics):
         state: _DescentState,
         active: jax.Array,
     ) -> _DescentState:
-        key, gradient = state.key, state.gradient
+        key, loss, gradient, sampled = state.key, state.loss, state.gradient, problem
         if key is not None:
             key, sample_key = jax.random.split(key)
             noise = None if self.label_noise is None else jnp.asarray(self.label_noise)
             sampled = problem.resample(sample_key, batch_size=self.batch_size, label_noise=noise)
-            _, gradient = _loss_and_gradient(sampled, factorization, state.factors)
+            loss, gradient = _loss_and_gradient(sampled, factorization, state.factors)
         # Inactive lanes take no step: loss and gradient, computed anew, are then those they had.
         if self._plain:
             optimizer_state, step_size = None, self.optimizer
@@ -164,10 +187,14 @@ class GradientDescent(AbstractDynamics):
         else:
             # optax raises Python floats to the power of integer counts, for one.
             with jax.numpy_dtype_promotion("standard"):
-                updates, optimizer_state = self._transformation().update(
-                    gradient, state.optimizer_state, state.factors
+                moved, optimizer_state = _updated(
+                    self._transformation(),
+                    state.optimizer_state,
+                    state.factors,
+                    loss,
+                    gradient,
+                    lambda f: sampled.loss(Factored(factorization, f)),
                 )
-                moved = optax.apply_updates(state.factors, updates)
             optimizer_state = where(active, optimizer_state, state.optimizer_state)
             step_size = effective_step_size(optimizer_state, state.time.dtype)
         # Not a step of size zero: the gradient of a lane that has failed is infinite.
@@ -221,16 +248,46 @@ class GradientDescent(AbstractDynamics):
 
     @property
     def _plain(self) -> bool:
-        return not isinstance(self.optimizer, Optimizer | optax.GradientTransformation)
+        by_optax = Optimizer | Parametric | optax.GradientTransformation
+        return not isinstance(self.optimizer, by_optax)
 
     @property
     def _stochastic(self) -> bool:
         return self.batch_size is not None or self.label_noise is not None
 
     def _transformation(self) -> optax.GradientTransformation:
-        if isinstance(self.optimizer, Optimizer):
+        if isinstance(self.optimizer, Optimizer | Parametric):
             return self.optimizer.build()
         return self.optimizer
+
+
+def _updated(
+    transformation: Any,
+    state: Any,
+    factors: Factors,
+    loss: FloatScalar,
+    gradient: Factors,
+    loss_of: Callable[[Factors], FloatScalar],
+) -> tuple[Factors, Any]:
+    """Factors and state of the optimizer after one step."""
+    # Line searches and steps in proportion to the loss ask for these; others must not be given any.
+    asked = isinstance(transformation, optax.GradientTransformationExtraArgs)
+    extra = {"value": loss, "grad": gradient, "value_fn": loss_of} if asked else {}
+    updates, new = transformation.update(gradient, state, factors, **extra)
+    # A loop's state keeps its dtypes; counters and scales of some optimizers start in others.
+    new = jax.tree.map(lambda after, before: jnp.asarray(after, before.dtype), new, state)
+    return optax.apply_updates(factors, updates), new
+
+
+def _one_update(transformation: Any, factors: Factors) -> None:
+    """All that a step asks of a transformation, on a loss that any factors have."""
+
+    def loss_of(moved: Factors) -> FloatScalar:
+        return tree_norm(moved) ** 2
+
+    with jax.numpy_dtype_promotion("standard"):
+        loss, gradient = jax.value_and_grad(loss_of)(factors)
+        _updated(transformation, transformation.init(factors), factors, loss, gradient, loss_of)
 
 
 def _loss_and_gradient(

@@ -11,7 +11,14 @@ import optax
 from factorflow._names import named
 from factorflow._types import FloatScalar
 
-__all__ = ["OPTIMIZERS", "GroupRmspropState", "Optimizer", "group_rmsprop"]
+__all__ = [
+    "OPTIMIZERS",
+    "GroupRmspropState",
+    "Optimizer",
+    "by_name",
+    "effective_step_size",
+    "group_rmsprop",
+]
 
 
 class GroupRmspropState(NamedTuple):
@@ -80,7 +87,28 @@ def group_rmsprop(
         updates = jax.tree.map(lambda leaf: -step_size * leaf, updates)
         return updates, GroupRmspropState(count, mean_square, step_size)
 
-    return optax.GradientTransformation(init, update)
+    parameters = {"learning_rate": learning_rate, "decay": decay, "eps": eps}
+    return _Named.of("group_rmsprop", parameters, init, update)
+
+
+class _Named(optax.GradientTransformation):
+    """A transformation that also an `Optimizer` of this name and these parameters builds."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, parameters: dict[str, Any], init: Any, update: Any) -> "_Named":
+        made = cls(init, update)
+        made.name, made.parameters = name, parameters
+        return made
+
+
+def by_name(transformation: optax.GradientTransformation) -> "Optimizer | None":
+    """The `Optimizer` that builds this transformation, or `None` where none is known to."""
+    if isinstance(transformation, _Named):
+        return Optimizer(transformation.name, transformation.parameters)
+    return None
 
 
 def _momentum(learning_rate, decay=0.9, nesterov=False):

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from factorflow._functions import canonical
 from factorflow._measure.snapshot import Snapshot
 from factorflow._names import named
 from factorflow._types import FloatArray
@@ -59,6 +60,13 @@ class Measure:
 
     def __call__(self, snapshot: Snapshot) -> FloatArray:
         return jnp.asarray(self.function(snapshot))
+
+    def __reduce__(self):
+        # A measure by name is made anew from it; others are pickled if their function can be.
+        family = MEASURES.get(self.name.partition("[")[0])
+        if family is not None and as_measure(self.name) is self:
+            return as_measure, (self.name,)
+        return Measure, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +148,13 @@ _NAME = re.compile(r"(?P<family>\w+)(\[(?P<parameters>[^\]]*)\])?")
 
 
 def as_measure(value: str | Measure | Callable) -> Measure:
-    """A measure from its name, from a `Measure`, or from any function of a `Snapshot`."""
+    """A measure from its name, from a `Measure`, or from any function of a `Snapshot`.
+
+    A lambda made anew is the same measure, and compiles nothing, where its code, the values that it
+    closes over and the globals that it names are the same, numbers or functions or JAX arrays. With
+    lists or NumPy arrays among them, which can change, it is another: define a function once, at
+    the top of a module, or register one with `measure`.
+    """
     if isinstance(value, Measure):
         return value
     if isinstance(value, str):
@@ -156,7 +170,7 @@ def as_measure(value: str | Measure | Callable) -> Measure:
     if value in _MAKERS():
         return as_measure(value.__name__)
     if callable(value):
-        return Measure(getattr(value, "__name__", type(value).__name__), value)
+        return Measure(getattr(value, "__name__", type(value).__name__), canonical(value))
     raise ValueError(f"A measure is a name, a Measure or a function of a Snapshot, got {value!r}.")
 
 

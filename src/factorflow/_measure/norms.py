@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from factorflow._linalg import in_range, with_slopes
 from factorflow._measure.base import Number, checks, measure
 from factorflow._measure.snapshot import Snapshot
 from factorflow._types import FloatScalar
@@ -59,7 +60,15 @@ def schatten_norm(snapshot: Snapshot, p: Number) -> FloatScalar:
     # the largest, whose rounding a large p would amplify; p as a float, since JAX's integers end.
     logs = snapshot.log_singular_values
     largest = jnp.where(jnp.isfinite(logs[0]), logs[0], 0)
-    return jnp.exp(largest + logsumexp(float(p) * (logs - largest)) / float(p))
+    log_norm = largest + logsumexp(float(p) * (logs - largest)) / float(p)
+    # d norm / d sigma = (sigma / norm)^(p - 1). Of the zero matrix 0 is a subgradient; below p = 1
+    # a value of zero has an infinite slope, in one direction only.
+    slopes = jnp.exp((float(p) - 1) * (logs - log_norm)) if p != 1 else jnp.ones_like(logs)
+    if p >= 1:
+        slopes = jnp.where(jnp.isfinite(log_norm), slopes, 0)
+    else:
+        slopes = jnp.where(jnp.isfinite(logs), slopes, jnp.nan)
+    return with_slopes(jnp.exp(log_norm), slopes, snapshot.singular_values)
 
 
 @measure(example=(1.5,))
@@ -90,8 +99,10 @@ def power_norm(sizes, p: Number) -> FloatScalar:
     # Scaled by the largest entry, so that powers neither underflow nor overflow.
     if math.isinf(p):
         return jnp.max(sizes)
+    sizes, power_of_two = in_range(sizes)
     largest = jnp.max(sizes)
     scale = jnp.where(largest > 0, largest, 1)
     # Exactly 1 for the largest itself: a large p would amplify the rounding of the quotient.
     ratios = jnp.where(sizes == largest, 1, sizes / scale)
-    return jnp.where(largest > 0, largest * jnp.sum(ratios**p) ** (1 / p), largest)
+    norm = jnp.where(largest > 0, largest * jnp.sum(ratios**p) ** (1 / p), largest)
+    return norm / power_of_two

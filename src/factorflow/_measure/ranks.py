@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax.nn import log_softmax
 from jax.scipy.special import logsumexp
 
+from factorflow._linalg import with_slopes
 from factorflow._measure.base import Number, checks, measure
 from factorflow._measure.snapshot import Snapshot
 from factorflow._types import FloatArray, FloatScalar
@@ -55,13 +56,13 @@ def rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatScalar:
 @measure(citation=_ROY_VETTERLI)
 def effective_rank(snapshot: Snapshot) -> FloatScalar:
     r"""Effective rank $\exp(-\sum_i p_i \ln p_i)$, $p_i = \sigma_i / \sum \sigma$; 0 for zero."""
-    return effective_rank_of(snapshot.log_singular_values)
+    return effective_rank_of(snapshot.log_singular_values, snapshot.singular_values)
 
 
 @measure(citation=_ROY_VETTERLI)
 def effective_rank_excess(snapshot: Snapshot) -> FloatScalar:
     r"""Effective rank minus 1, computed without cancellation; -1 for the zero matrix."""
-    return _excess(snapshot.log_singular_values)
+    return _excess(snapshot.log_singular_values, snapshot.singular_values)
 
 
 @measure(citation=_RUDELSON_VERSHYNIN)
@@ -69,7 +70,10 @@ def stable_rank(snapshot: Snapshot) -> FloatScalar:
     r"""Stable rank $\|W\|_F^2 / \sigma_1^2$; 0 for the zero matrix."""
     logs = snapshot.log_singular_values
     ratios = jnp.exp(2 * (logs - jnp.where(jnp.isfinite(logs[0]), logs[0], 0)))
-    return jnp.sum(ratios)
+    total = jnp.sum(ratios)
+    slopes = (2 * jnp.sqrt(ratios)).at[0].add(-2 * total) * jnp.exp(-logs[0])
+    slopes = jnp.where(jnp.isfinite(logs[0]), slopes, jnp.nan)
+    return with_slopes(total, slopes, snapshot.singular_values)
 
 
 @measure(example=(1,))
@@ -82,15 +86,22 @@ def distance_to_rank(snapshot: Snapshot, k: int) -> FloatScalar:
             f"distance_to_rank[{k}] is zero for every matrix of this shape: k must be below "
             f"{logs.shape[0]}."
         )
-    return jnp.exp(logsumexp(2 * logs[k:]) / 2)
+    log_distance = logsumexp(2 * logs[k:]) / 2
+    # d / d sigma_i = sigma_i / distance; where the distance is zero, its least, 0 is a subgradient.
+    slopes = jnp.where(jnp.isfinite(log_distance), jnp.exp(logs - log_distance), 0).at[:k].set(0)
+    return with_slopes(jnp.exp(log_distance), slopes, snapshot.singular_values)
 
 
-def effective_rank_of(log_singular_values: FloatArray) -> FloatScalar:
-    """Effective rank from the logarithms of the singular values; 0 where all are zero."""
-    return _excess(log_singular_values) + 1
+def effective_rank_of(log_singular_values: FloatArray, singular_values: FloatArray) -> FloatScalar:
+    """Effective rank from the logarithms of the singular values; 0 where all are zero.
+
+    It follows derivatives of `singular_values`; a value of zero has an infinite slope, given as
+    NaN.
+    """
+    return _excess(log_singular_values, singular_values) + 1
 
 
-def _excess(logs) -> FloatScalar:
+def _excess(logs: FloatArray, values: FloatArray) -> FloatScalar:
     zero = ~jnp.isfinite(logs[0])
     log_p = log_softmax(jnp.where(zero, 0, logs))
     # -p ln p as p -> 0 is 0, where -inf * 0 would be NaN.
@@ -100,4 +111,7 @@ def _excess(logs) -> FloatScalar:
     # -ln p_1 = -log1p(-(1 - p_1)), with 1 - p_1 summed from the small ones: no cancellation at 1.
     rest = jnp.sum(p[1:])
     entropy = -p[0] * jnp.log1p(-rest) + small_terms
-    return jnp.where(zero, -1.0, jnp.expm1(entropy)).astype(logs.dtype)
+    excess = jnp.where(zero, -1.0, jnp.expm1(entropy)).astype(logs.dtype)
+    # d exp(entropy) / d sigma_i = exp(entropy) (-ln p_i - entropy) / sum of sigma.
+    slopes = (1 + excess) * (-log_p - entropy) * jnp.exp(-logsumexp(logs))
+    return with_slopes(excess, jnp.where(finite & ~zero, slopes, jnp.nan), values)

@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from factorflow._factorization import AbstractFactorization
 from factorflow._linalg import svd
@@ -77,7 +76,7 @@ class Snapshot:
 
     @functools.cached_property
     def singular_values(self) -> FloatArray:
-        return jnp.exp(self.log_singular_values)
+        return self.product.singular_values()
 
     @functools.cached_property
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:

@@ -94,7 +94,7 @@ def multilinear_rank(snapshot: Snapshot, tolerance: Number = 1e-6) -> FloatArray
 def unfolding_effective_rank(snapshot: Snapshot) -> FloatArray:
     r"""Effective rank $\exp(-\sum_i p_i \ln p_i)$ of every mode's unfolding; 0 for zero."""
     spectra = _unfolded_singular_values(snapshot)
-    return jnp.stack([effective_rank_of(jnp.log(s)) for s in spectra])
+    return jnp.stack([effective_rank_of(jnp.log(s), s) for s in spectra])
 
 
 def _unfolded_singular_values(snapshot: Snapshot) -> list[FloatArray]:

@@ -6,4 +6,5 @@ from factorflow._product.factored import Factored as Factored
 from factorflow._product.singular import log_determinant as log_determinant
 from factorflow._product.singular import log_singular_values as log_singular_values
 from factorflow._product.singular import no_matrix as no_matrix
+from factorflow._product.singular import singular_values as singular_values
 from factorflow._product.spectral import Spectral as Spectral

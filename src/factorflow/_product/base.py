@@ -3,6 +3,7 @@
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from factorflow._types import FloatArray, FloatScalar
 
@@ -27,6 +28,10 @@ class AbstractProduct(eqx.Module):
     @abc.abstractmethod
     def log_singular_values(self) -> FloatArray:
         """Natural logarithms of the singular values of a matrix product, descending."""
+
+    def singular_values(self) -> FloatArray:
+        """The singular values of a matrix product, descending."""
+        return jnp.exp(self.log_singular_values())
 
     @abc.abstractmethod
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:

@@ -3,7 +3,12 @@
 import jax.numpy as jnp
 
 from factorflow._product.base import AbstractProduct
-from factorflow._product.singular import log_determinant, log_singular_values, no_matrix
+from factorflow._product.singular import (
+    log_determinant,
+    log_singular_values,
+    no_matrix,
+    singular_values,
+)
 from factorflow._types import FloatArray, FloatScalar
 
 __all__ = ["Dense"]
@@ -27,6 +32,9 @@ class Dense(AbstractProduct):
 
     def log_singular_values(self) -> FloatArray:
         return log_singular_values((self._matrix(),))
+
+    def singular_values(self) -> FloatArray:
+        return singular_values((self._matrix(),))
 
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:
         return log_determinant((self._matrix(),))

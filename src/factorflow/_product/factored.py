@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import equinox as eqx
 
 from factorflow._product.base import AbstractProduct
-from factorflow._product.singular import log_determinant, log_singular_values
+from factorflow._product.singular import log_determinant, log_singular_values, singular_values
 from factorflow._types import Factors, FloatArray, FloatScalar
 
 __all__ = ["Factored"]
@@ -34,6 +34,9 @@ class Factored(AbstractProduct):
 
     def log_singular_values(self) -> FloatArray:
         return log_singular_values(self.factorization.matrix_chain(self.factors))
+
+    def singular_values(self) -> FloatArray:
+        return singular_values(self.factorization.matrix_chain(self.factors))
 
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:
         return log_determinant(self.factorization.matrix_chain(self.factors))

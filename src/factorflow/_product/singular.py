@@ -7,12 +7,14 @@ here therefore work on the chain of factors.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
-from factorflow._linalg import qr, singular_values, slogdet
+from factorflow._linalg import in_range, moving_singular_values, qr, slogdet
+from factorflow._linalg import singular_values as values_of
 from factorflow._types import FloatArray, FloatScalar
 
-__all__ = ["log_determinant", "log_singular_values", "no_matrix"]
+__all__ = ["log_determinant", "log_singular_values", "no_matrix", "singular_values"]
 
 
 def log_determinant(factors: tuple[FloatArray, ...]) -> tuple[FloatScalar, FloatScalar]:
@@ -47,39 +49,102 @@ def log_singular_values(factors: tuple[FloatArray, ...]) -> FloatArray:
     `eps * sigma_1`. For a square product the last one is then recovered from the determinant of
     the factors, which is where a vanishing singular value matters.
     """
-    dense = functools.reduce(lambda product, factor: factor @ product, factors)
+    dense, scale = in_range(_dense(factors))
+    shift = jnp.log(scale)
     rows, columns = dense.shape
     if rows != columns or rows == 1:
-        return jnp.log(singular_values(dense))
+        return jnp.log(values_of(dense)) - shift
     _, log_det = log_determinant(factors)
     if rows == 2:
-        log_first = jnp.log(_largest_of_2x2(dense))
+        turn, flip = _turn_and_flip(dense)
+        log_first = jnp.log((turn + flip) / 2) - shift
         # Equal singular values round either way; the order is a promise.
         return jnp.stack([log_first, _last(log_det - log_first, log_first)])
-    logs = jnp.log(singular_values(dense))
+    logs = jnp.log(values_of(dense)) - shift
     return logs.at[-1].set(_last(log_det - jnp.sum(logs[:-1]), logs[-2]))
+
+
+def singular_values(factors: tuple[FloatArray, ...]) -> FloatArray:
+    """`exp(log_singular_values(factors))`, with derivatives also where some are equal or zero.
+
+    See `factorflow._linalg.singular_values` for what the derivatives are.
+    """
+    values = jnp.exp(log_singular_values(factors))
+    dense = _dense(factors)
+    rows, columns = dense.shape
+    if rows != columns or rows == 1:
+        return with_derivatives_of(values, values_of(dense))
+    sign, _ = log_determinant(factors)
+    if rows == 2:
+        turn, flip = _turn_and_flip(dense)
+        smooth = jnp.stack([turn + flip, jax.lax.stop_gradient(sign) * (turn - flip)]) / 2
+        return with_derivatives_of(values, smooth)
+    return moving_singular_values(values, dense, sign)
+
+
+@jax.custom_jvp
+def with_derivatives_of(values: FloatArray, smooth: FloatArray) -> FloatArray:
+    """`values`, of which only the derivatives are taken from the other, less precise ones."""
+    return values
+
+
+@with_derivatives_of.defjvp
+def _with_derivatives_of_jvp(primals, tangents):
+    return primals[0], tangents[1]
+
+
+def _dense(factors: tuple[FloatArray, ...]) -> FloatArray:
+    return functools.reduce(lambda product, factor: factor @ product, factors)
+
+
+@jax.custom_jvp
+def _at_most(value: FloatScalar, bound: FloatScalar) -> FloatScalar:
+    """`value`, which only rounding takes above `bound`: the bound has no derivative here."""
+    return jnp.minimum(value, bound)
+
+
+@_at_most.defjvp
+def _at_most_jvp(primals, tangents):
+    return _at_most(*primals), tangents[0]
 
 
 def _last(log_value: FloatScalar, log_previous: FloatScalar) -> FloatScalar:
     # NaN stands for (-inf) - (-inf): the rank is already below d - 1, so the value is zero.
-    return jnp.where(jnp.isnan(log_value), -jnp.inf, jnp.minimum(log_value, log_previous))
+    return jnp.where(jnp.isnan(log_value), -jnp.inf, _at_most(log_value, log_previous))
 
 
 def _slogdet(matrix: FloatArray) -> tuple[FloatScalar, FloatScalar]:
+    matrix, scale = in_range(matrix)
     if matrix.shape == (2, 2):
-        # Scaled, because the products of two small entries underflow first.
-        largest = jnp.max(jnp.abs(matrix))
+        # Scaled, because the products of two small entries underflow first. The scale cancels, so
+        # that it needs no derivative.
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
         (a, b), (c, d) = matrix / jnp.where(largest > 0, largest, 1)
         value = a * d - b * c
-        return jnp.sign(value), jnp.log(jnp.abs(value)) + 2 * jnp.log(largest)
+        return jnp.sign(value), jnp.log(jnp.abs(value)) + 2 * jnp.log(largest) - 2 * jnp.log(scale)
     sign, log = slogdet(matrix)
-    return sign, log
+    return sign, log - matrix.shape[0] * jnp.log(scale)
 
 
-def _largest_of_2x2(matrix: FloatArray) -> FloatScalar:
-    # sigma_1 = |mean rotation part| + |mean reflection part|: two sums of squares, no cancellation.
+def _turn_and_flip(matrix: FloatArray) -> tuple[FloatScalar, FloatScalar]:
+    # A 2x2 matrix is a rotation times `turn` plus a reflection times `flip`, whose sum is
+    # 2 sigma_1 and whose difference is, up to its sign, 2 sigma_2: no cancellation in the first.
     (a, b), (c, d) = matrix
-    return (jnp.hypot(a + d, c - b) + jnp.hypot(a - d, b + c)) / 2
+    return _hypot(a + d, c - b), _hypot(a - d, b + c)
+
+
+@jax.custom_jvp
+def _hypot(x: FloatScalar, y: FloatScalar) -> FloatScalar:
+    return jnp.hypot(x, y)
+
+
+@_hypot.defjvp
+def _hypot_jvp(primals, tangents):
+    size = _hypot(*primals)
+    safe = jnp.where(size > 0, size, 1)
+    # 0 at the corner of the cone: equal singular values then move together, by their mean.
+    (x, y), (moved_x, moved_y) = primals, tangents
+    return size, x / safe * moved_x + y / safe * moved_y
 
 
 def no_matrix(shape: tuple[int, ...]) -> str:
