@@ -116,6 +116,8 @@ def test_tables_keep_every_digit(trajectory, tmp_path, kind, read):
         "trusted",
         "doubt",
         "contradicted",
+        "on_invariant_set",
+        *(f"trusted[{name}]" for name in trajectory.measures),
     }
     for name, expected in [
         ("time", trajectory.times),

@@ -14,11 +14,11 @@ from factorflow._certificate import Certificate
 from factorflow._dynamics import AbstractState
 from factorflow._dynamics.base import where
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
-from factorflow._evidence import Witness, sign_of, witness_of, witness_row
 from factorflow._measure import Snapshot
 from factorflow._product import Factored
 from factorflow._spec import RunSpec
 from factorflow._trajectory import Trajectory
+from factorflow._witness import Witness, sign_of, witness_of, witness_row
 
 __all__ = ["core", "follow"]
 
@@ -125,7 +125,7 @@ def _row(spec: RunSpec, located: AbstractState, reached: jax.Array) -> "_Rows":
         reached=reached,
         times=located.time,
         steps=located.step,
-        witness=witness_row(spec.dynamics, snapshot, spec.factors, located.loss, located),
+        witness=witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures),
         measures={measure.name: measure(snapshot) for measure in spec.measures},
     )
 

@@ -94,6 +94,9 @@ def variables(
     data["trusted"] = (rows, certificate.trusted)
     data["doubt"] = (rows, certificate.doubt_codes)
     data["contradicted"] = (rows, certificate.contradicted)
+    data["on_invariant_set"] = (rows, certificate.on_invariant_set)
+    for name, flags in certificate.trusted_measures.items():
+        data[f"trusted[{name}]"] = (rows, flags)
     coords = {
         "time": (rows, trajectory.times),
         "step": (rows, trajectory.steps),

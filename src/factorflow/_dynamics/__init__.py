@@ -2,7 +2,6 @@
 
 from factorflow._dynamics.base import AbstractDynamics as AbstractDynamics
 from factorflow._dynamics.base import AbstractState as AbstractState
-from factorflow._dynamics.choice import is_balanced as is_balanced
 from factorflow._dynamics.end_to_end_flow import EndToEndFlow as EndToEndFlow
 from factorflow._dynamics.gradient_descent import GradientDescent as GradientDescent
 from factorflow._dynamics.gradient_flow import GradientFlow as GradientFlow

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import diffrax
 import equinox as eqx
 import jax
+import numpy as np
 
 from factorflow._dynamics.base import AbstractDynamics
 from factorflow._dynamics.flow import FlowState, Integrator
@@ -21,6 +22,8 @@ __all__ = ["AbstractFlow"]
 
 # A hundredth of the tolerance moves a second-order method 20 times nearer to the flow.
 _REFINED = 100.0
+# Of the start's size: above this the absolute tolerance decides the error, of refined runs too.
+_COARSEST = 0.1
 
 
 class AbstractFlow(AbstractDynamics):
@@ -60,12 +63,30 @@ class AbstractFlow(AbstractDynamics):
         finer = self.rtol / _REFINED, self.atol / _REFINED
         return eqx.tree_at(lambda flow: (flow.rtol, flow.atol), self, finer)
 
-    def with_default_tolerances(self, factors: Factors) -> "AbstractFlow":
-        """The same with its tolerances as numbers."""
-        defaults = default_tolerances(jax.tree.leaves(factors)[0].dtype)
-        given = self.rtol, self.atol
-        chosen = [d if g is None else g for d, g in zip(defaults, given, strict=True)]
-        return dataclasses.replace(self, rtol=chosen[0], atol=chosen[1])
+    def with_default_tolerances(
+        self, factorization: AbstractFactorization, factors: Factors
+    ) -> "AbstractFlow":
+        """The same with its tolerances as numbers, the absolute one below the size of this start.
+
+        **Raises:** `ValueError` for an absolute tolerance that would leave the start unresolved.
+        """
+        dtype = jax.tree.leaves(factors)[0].dtype
+        rtol, atol = default_tolerances(dtype)
+        size = _root_mean_square(self.start(factorization, factors))
+        if self.atol is not None and self.atol > _COARSEST * size:
+            raise ValueError(
+                f"atol={self.atol:.3g} lets every step err by as much as what it moves, which has "
+                f"the size {size:.3g} at the start. Leave atol out, or give {_COARSEST * size:.1g} "
+                "or less."
+            )
+        # A start far below 1 must grow as accurately as what is of size 1: its time, and its
+        # direction when it arrives, depend on every step of the plateau.
+        small = atol * min(1.0, size)
+        return dataclasses.replace(
+            self,
+            rtol=rtol if self.rtol is None else self.rtol,
+            atol=small if self.atol is None else self.atol,
+        )
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors
@@ -122,3 +143,10 @@ class AbstractFlow(AbstractDynamics):
         dtype = jax.tree.leaves(y)[0].dtype
         solver, controller = with_tolerances(self.solver(), self.rtol, self.atol, dtype)
         return Integrator(self.field(problem, factorization), loss, solver, controller, None)
+
+
+def _root_mean_square(y: Any) -> float:
+    entries = np.concatenate([np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(y)])
+    largest = float(np.max(np.abs(entries), initial=0.0))
+    # Scaled, because squares underflow first.
+    return largest * float(np.sqrt(np.mean((entries / largest) ** 2))) if largest else 0.0

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from factorflow._balance import allowed_gap, largest_gap
 from factorflow._dynamics.base import AbstractDynamics
 from factorflow._dynamics.charts import Balanced2x2, BalancedSquare, FactorSpace
 from factorflow._dynamics.collocation import CollocationFlow
@@ -14,14 +15,11 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._problem import AbstractProblem
 from factorflow._types import Factors, FloatArray
 
-__all__ = ["CHARTED", "allowed_gap", "balancedness_gap", "charted_flow", "is_balanced"]
+__all__ = ["CHARTED", "charted_flow"]
 
 # Integrators that follow the flow by collocation, each in coordinates of its own.
 CHARTED = ("spectral", "split", "radau")
 
-# Factors count as balanced up to this multiple of the rounding of their squares: initializers stay
-# below 16, and at depth 2 a gap of 1e4 would decide where the flow goes.
-_BALANCE_ULPS = 1e2
 # Singular values below this multiple of the rounding of the entries are not known from them.
 _LOST_ULPS = 1e2
 # Newton's method solves dense systems of (stages x unknowns): `Stabilized` is faster beyond these.
@@ -74,37 +72,10 @@ def charted_flow(
     return CollocationFlow(FactorSpace(), tolerance)
 
 
-def is_balanced(fz: AbstractFactorization, factors: Factors) -> bool:
-    """Whether these are balanced factors of a matrix that no hidden width is too narrow for."""
-    if not isinstance(fz, DeepMatrix) or min(fz.widths) < min(fz.shape):
-        return False
-    return balancedness_gap(fz, factors) <= allowed_gap(factors)
-
-
-def balancedness_gap(fz: DeepMatrix, factors: Factors) -> float:
-    r"""$\max_j \|W_{j+1}^\top W_{j+1} - W_j W_j^\top\|_2$."""
-    return _largest(_conserved(fz, factors))
-
-
-def _largest(conserved: tuple[FloatArray, ...]) -> float:
-    return max((float(np.linalg.norm(gap, 2)) for gap in conserved), default=0.0)
-
-
 # Compiled whole: operation by operation, a first flow would compile a dozen of them.
-@eqx.filter_jit
-def _conserved(fz: DeepMatrix, factors: Factors) -> tuple[FloatArray, ...]:
-    return fz.conserved(factors)
-
-
 @eqx.filter_jit
 def _conserved_and_product(fz: DeepMatrix, factors: Factors) -> tuple[Any, FloatArray]:
     return fz.conserved(factors), fz.compose(factors)
-
-
-def allowed_gap(factors: Factors) -> float:
-    """Up to which gap factors count as balanced: what rounding leaves of exact balance."""
-    scale = max(float(np.linalg.norm(factor, 2)) ** 2 for factor in factors)
-    return _BALANCE_ULPS * float(jnp.finfo(factors[0].dtype).eps) * scale
 
 
 def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factors) -> str | None:
@@ -123,7 +94,7 @@ def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factor
     if not _smooth(problem):
         return "needs a loss with a continuous gradient"
     conserved, product = _conserved_and_product(fz, factors)
-    gap, allowed = _largest(conserved), allowed_gap(factors)
+    gap, allowed = largest_gap(conserved), allowed_gap(factors)
     if gap > allowed:
         return (
             f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "

@@ -29,6 +29,8 @@ _FIRST_STEP = 1e-2
 # The companion's tolerance, as a multiple: with seven stages its steps are 2.7 times longer. Where
 # that would be too coarse to say anything, beyond these tolerances, the companion is the finer one.
 _COMPANION, _FINER = 1e3, 1e-2
+# Where a companion does not agree, a second one is finer than the run, but no finer than rounding.
+_REFINED, _FINEST_ULPS = 0.1, 64.0
 _COARSEST = {"float64": 1e-6, "float32": 1e-2}
 
 
@@ -87,6 +89,12 @@ class CollocationFlow(AbstractDynamics):
         limit = _COARSEST[jnp.asarray(self.tolerance).dtype.name] * 1.001
         other = coarser if coarser <= limit else self.tolerance * _FINER
         return eqx.tree_at(lambda flow: flow.tolerance, self, other)
+
+    def refined(self) -> "CollocationFlow":
+        dtype = jnp.asarray(self.tolerance).dtype
+        finest = _FINEST_ULPS * float(jnp.finfo(dtype).eps)
+        finer = jnp.maximum(jnp.asarray(self.tolerance) * _REFINED, jnp.asarray(finest, dtype))
+        return eqx.tree_at(lambda flow: flow.tolerance, self, finer)
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors

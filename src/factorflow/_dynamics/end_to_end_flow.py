@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from factorflow._balance import allowed_gap, balancedness_gap
 from factorflow._dynamics.abstract_flow import AbstractFlow
 from factorflow._dynamics.base import AbstractDynamics
-from factorflow._dynamics.choice import allowed_gap, balancedness_gap, charted_flow
+from factorflow._dynamics.choice import charted_flow
 from factorflow._dynamics.flow import FlowState
 from factorflow._dynamics.integrators import check_tolerances, choose_integrator
 from factorflow._dynamics.solver import RKC2, Stabilized
@@ -111,7 +112,7 @@ class EndToEndFlow(AbstractFlow):
             # Factors may be small enough for the factor-space charts, but this is the product's.
             if flow is not None and flow.integrator_name != "radau":
                 return flow
-        return self.with_default_tolerances(factors)
+        return self.with_default_tolerances(factorization, factors)
 
     def start(self, factorization: AbstractFactorization, factors: Factors) -> Matrix:
         return factorization.compose(factors)

@@ -34,8 +34,9 @@ class GradientFlow(AbstractFlow):
         them can be asked for by name, and so can `"Tsit5"`, `"Dopri8"`, `"Kvaerno5"`, ... or a
         diffrax solver be given.
     - `rtol`, `atol`: relative and absolute tolerance per step. `None` takes 1e-10, 1e-9 and 1e-12
-        for `"spectral"`, `"split"` and `"radau"`, which have no absolute one; 1e-8 and 1e-10 for
-        diffrax solvers in double precision. In single precision 1e-5, and 1e-4 and 1e-6.
+        for `"spectral"`, `"split"` and `"radau"`, which have no absolute one; for
+        diffrax solvers 1e-8 and 1e-10 in double precision, the latter times the root mean square of
+        the start's entries where that is below 1. In single precision 1e-5, and 1e-4 and 1e-6.
 
     Levels and times are hit exactly. `"spectral"` and `"split"` keep the sign of the determinant by
     construction. Near the solutions of problems whose determinant must not change sign, every
@@ -75,7 +76,7 @@ class GradientFlow(AbstractFlow):
             flow = charted_flow(problem, factorization, factors, name=name, tolerance=self.rtol)
             if flow is not None:
                 return flow
-        return self.with_default_tolerances(factors)
+        return self.with_default_tolerances(factorization, factors)
 
     def start(self, factorization: AbstractFactorization, factors: Factors) -> Factors:
         del factorization

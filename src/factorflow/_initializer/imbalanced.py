@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from factorflow._balance import allowed_gap
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._initializer.balanced import Balanced
 from factorflow._initializer.base import AbstractInitializer, Sign, check_determinant, check_scales
@@ -18,6 +19,8 @@ from factorflow._types import Factors, FloatScalar, RandomKey
 __all__ = ["Imbalanced"]
 
 _BISECTIONS = 200
+# Of the gap up to which factors count as balanced: rounding may take away half of what is asked.
+_RESOLVED = 2.0
 
 
 class Imbalanced(AbstractInitializer):
@@ -32,7 +35,7 @@ class Imbalanced(AbstractInitializer):
     **Arguments:**
 
     - `product_scale`: standard deviation of the entries of the balanced product.
-    - `imbalance`: $D > 0$.
+    - `imbalance`: $D > 0$, well above what rounding leaves of the balance of such factors.
     - `determinant`: `"positive"`, `"negative"` or `None`: sign of the balanced product's
         determinant.
 
@@ -47,6 +50,8 @@ class Imbalanced(AbstractInitializer):
         0.0100
 
         ```
+
+    **Raises:** `ValueError` for an imbalance that the factors' own rounding hides.
     """
 
     product_scale: float
@@ -78,6 +83,13 @@ class Imbalanced(AbstractInitializer):
             for key, factor in zip(keys, balanced, strict=True)
         ]
 
+        resolved = _RESOLVED * allowed_gap(tuple(balanced))
+        if self.imbalance < resolved:
+            raise ValueError(
+                f"imbalance={self.imbalance:.3g} is hidden by the rounding of {balanced[0].dtype} "
+                f"factors of this size, which are followed as balanced. Ask for {resolved:.2g} or "
+                "more, or use Balanced."
+            )
         target = jnp.asarray(self.imbalance, balanced[0].dtype)
         return _imbalanced(factorization, tuple(balanced), tuple(directions), target)
 

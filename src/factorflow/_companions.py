@@ -1,0 +1,213 @@
+"""Which other runs a run is compared with before it is believed.
+
+Companions take other steps, and start where rounding might have put the run: an error of either
+kind that moves a row by more than the tolerance shows. Some can be followed in one batch with the
+run itself; others must know its rows first, to be observed at the same moments.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from factorflow._balance import is_balanced
+from factorflow._compare import Lane
+from factorflow._dynamics import AbstractDynamics, GradientDescent, GradientFlow
+from factorflow._dynamics.perturbation import moved_by_rounding
+from factorflow._factorization import DeepMatrix, balanced_factors
+from factorflow._observe import Stop
+from factorflow._results import RESULTS, result_name
+from factorflow._spec import RunSpec, as_arrays
+
+__all__ = ["Companion", "afterwards", "at_once", "once_more"]
+
+# The flow beside a descent needs hundreds of steps; a stalled one must end all the same. Other
+# companions get this many times the steps of the run, for smaller ones of their own.
+_FLOW_STEPS = 5_000
+_MORE_STEPS, _FEW_STEPS = 30, 1_000
+# Counters are 32 bits wide.
+_MOST_STEPS = 2**31 - 1
+# Random numbers of the perturbed starts: of the first companion, of the finer one, of the flow
+# beside a descent and of the run in double precision.
+_FIRST, _FINER, _FLOW, _WIDER = range(1, 5)
+
+
+class Companion(NamedTuple):
+    """A run to compare with; `kind` is the name of its error in the evidence."""
+
+    kind: str
+    spec: RunSpec
+
+
+def at_once(spec: RunSpec) -> list[Companion]:
+    """Companions that need not know how the run goes."""
+    cheap = spec.dynamics.companion()
+    if cheap is None or spec.observed_at in ("step", "end"):
+        return []
+    return [_moved(Companion("companion_error", _with(spec, cheap)), _FIRST)]
+
+
+def afterwards(spec: RunSpec, run: Lane, certify: str) -> list[Companion]:
+    """Those observed at the run's own moments; none where it has reached no row."""
+    if at_once(spec) or not np.any(run.trajectory.reached):
+        return []
+    return [_moved(companion, number) for companion, number in _of(spec, run, certify, finer=False)]
+
+
+def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], list[Companion]]:
+    """Where the first companions did not agree: finer ones, and ones from the run's own start.
+
+    Either list is in the order of the first ones; the finer ones may be none.
+    """
+    again = _of(spec, run, certify, finer=True)
+    known = spec.dynamics.companion() is not None
+    finer = [_moved(companion, _FINER) for companion, _ in again] if known else []
+    return finer, [companion for companion, _ in again]
+
+
+def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int]]:
+    """Companions from the run's own start, each with the number of its perturbation."""
+    dynamics: Any = spec.dynamics
+    cheap = dynamics.companion()
+    if cheap is not None:
+        other = dynamics.refined() if finer else cheap
+        return [(Companion("companion_error", _at_rows(_with(spec, other), run)), _FIRST)]
+    refined = dynamics.refined()
+    if certify == "cheap" or refined is None:
+        return []
+    observed = _at_rows(_with(spec, refined), run)
+    found = []
+    if isinstance(dynamics, GradientDescent):
+        found.append((Companion("companion_error", _twice_the_steps(observed)), _FIRST))
+        flow = _flow(spec, run)
+        if flow is not None:
+            found.append((Companion("flow_error", flow), _FLOW))
+        observed = _at_rows(spec, run)
+    else:
+        found.append((Companion("companion_error", observed), _FIRST))
+        observed = _with(observed, dynamics)
+    if jax.tree.leaves(spec.factors)[0].dtype == jnp.float32:
+        found.append((Companion("wider_dtype_error", _wider(observed)), _WIDER))
+    return found
+
+
+def _with(spec: RunSpec, dynamics: AbstractDynamics) -> RunSpec:
+    dtype = jax.tree.leaves(spec.factors)[0].dtype
+    return eqx.tree_at(lambda s: s.dynamics, spec, as_arrays(dynamics, dtype))
+
+
+def _moved(companion: Companion, seed: int) -> Companion:
+    kind, spec = companion
+    with jax.enable_x64(_is_double(spec)):
+        factors = moved_by_rounding(spec.factors, spec.dynamics.balanced, seed)
+    return Companion(kind, eqx.tree_at(lambda s: s.factors, spec, factors))
+
+
+def _is_double(spec: RunSpec) -> bool:
+    return jax.tree.leaves(spec.factors)[0].dtype == jnp.float64
+
+
+def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
+    """Observed where the run's rows are: a flow at its times or losses, descent at its steps.
+
+    Beyond the last row that the run has reached nothing is asked for.
+    """
+    rows = run.trajectory
+    observed_at, levels = spec.observed_at, np.asarray(spec.levels)
+    steps = int(np.asarray(run.witness.run["steps"]))
+    given: Any = spec.stop.max_steps  # a number, or an array in a prepared run
+    most = min(max(int(given), _MORE_STEPS * steps + _FEW_STEPS), _MOST_STEPS)
+    stop = eqx.tree_at(lambda s: s.max_steps, spec.stop, jnp.asarray(most, jnp.int32))
+    limited = spec.limited
+    if not spec.dynamics.continuous:
+        # Descent passes levels; its rows lie where it then was.
+        stop = spec.stop
+        if observed_at == "loss":
+            levels = np.asarray(run.witness.rows["loss"])
+        elif observed_at == "time":
+            levels = np.asarray(rows.times)
+    elif observed_at == "step" or (
+        observed_at == "end"
+        and result_name(rows.result) not in ("loss_reached", "time_limit_reached")
+    ):
+        # The same number of steps of another size ends elsewhere.
+        observed_at, levels = "time", np.asarray(rows.times)
+        stop, limited = as_arrays(Stop(max_steps=most), levels.dtype), False
+    with jax.enable_x64(_is_double(spec)):
+        return dataclasses.replace(
+            spec,
+            observed_at=observed_at,
+            levels=jnp.asarray(_filled(levels, rows.reached), spec.levels.dtype)
+            if observed_at == spec.observed_at
+            else jnp.asarray(_filled(levels, rows.reached)),
+            stop=stop,
+            limited=limited,
+        )
+
+
+def _ends_at_level(result: RESULTS) -> bool:
+    return result_name(result) in ("loss_reached", "time_limit_reached")
+
+
+def _filled(levels: np.ndarray, reached: Any) -> np.ndarray:
+    """The last level that was reached, in place of those that were not."""
+    there = np.flatnonzero(np.asarray(reached))
+    last = levels[there[-1]]
+    return np.where(np.asarray(reached), levels, last)
+
+
+def _twice_the_steps(spec: RunSpec) -> RunSpec:
+    stop: Any = spec.stop
+    most = jnp.minimum(stop.max_steps, _MOST_STEPS // 2) * 2
+    doubled = eqx.tree_at(lambda s: s.max_steps, stop, most)
+    levels = spec.levels
+    if spec.observed_at == "step":
+        levels = 2 * levels
+    elif spec.observed_at == "time":
+        # Twice as many additions round differently: the step meant is not to be missed by that.
+        levels = levels * (1 - 1e3 * jnp.finfo(levels.dtype).eps)
+    return eqx.tree_at(lambda s: (s.stop, s.levels), spec, (doubled, levels))
+
+
+def _wider(spec: RunSpec) -> RunSpec:
+    """The run in double precision, balanced anew where its start was balanced up to rounding."""
+    with jax.enable_x64(True):
+        wide = as_arrays(spec, jnp.float64)
+        fz, factors = spec.factorization, spec.factors
+        if jax.tree.leaves(wide.factors)[0].dtype == jax.tree.leaves(factors)[
+            0
+        ].dtype or not is_balanced(fz, factors):
+            return wide
+        # Rounding to single precision has made the start slightly unbalanced: from there even the
+        # exact flow would leave the balanced one that is meant.
+        assert isinstance(fz, DeepMatrix)
+        rebalanced = balanced_factors(fz, fz.compose(wide.factors))
+        return eqx.tree_at(lambda s: s.factors, wide, rebalanced)
+
+
+def _flow(spec: RunSpec, run: Lane) -> RunSpec | None:
+    """The gradient flow from the same start, where coordinates are known that can be trusted."""
+    wide = _wider(spec)
+    with jax.enable_x64(True):
+        flow = GradientFlow().resolve(wide.problem, wide.factorization, wide.factors)
+        if flow.companion() is None:
+            return None
+        rows = run.trajectory
+        if spec.observed_at == "loss":
+            observed_at, levels = "loss", np.asarray(run.witness.rows["loss"])
+        else:
+            observed_at, levels = "time", np.asarray(rows.times)
+        levels = _filled(levels, rows.reached)
+        if not np.all(np.isfinite(levels)):
+            return None  # steps of this optimizer have no time
+        return dataclasses.replace(
+            wide,
+            dynamics=as_arrays(flow, jnp.float64),
+            levels=jnp.asarray(levels, jnp.float64),
+            observed_at=observed_at,
+            stop=as_arrays(Stop(max_steps=_FLOW_STEPS), jnp.float64),
+            limited=False,
+        )

@@ -1,0 +1,181 @@
+"""How far two runs are apart, row by row: in time, in the product, and in every measure."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factorflow._measure import Measure
+from factorflow._trajectory import Trajectory
+from factorflow._witness import EVERY_ENTRY, Witness
+
+__all__ = ["Comparison", "Lane", "compare", "on_a_set", "settle"]
+
+Rows = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# Of the drift: errors of two discretizations are hardly ever nearer, unless they have one cause.
+_APART = 0.5
+
+
+class Lane(NamedTuple):
+    """One run and its record."""
+
+    trajectory: Trajectory
+    witness: Witness
+
+
+class Comparison(NamedTuple):
+    """How far a companion is from a run, row by row; NaN where it has no such row.
+
+    **Attributes:**
+
+    - `kind`: the name of this error in the evidence.
+    - `product`: of the entries, relative to the largest.
+    - `time`: relative.
+    - `measures`: of every measure, as its kind of error says.
+    - `apart`: whether the two are as far apart in what gradient flow conserves as the run has
+        drifted: a companion that agrees all the same shows that this drift decides nothing.
+    """
+
+    kind: str
+    product: Rows
+    time: Rows
+    measures: dict[str, Rows]
+    apart: Flags
+
+    def within(self, tolerance: float) -> Flags:
+        """Rows in which the companion confirms everything."""
+        errors = [self.product, self.time, *self.measures.values()]
+        return np.all([error <= tolerance for error in errors], axis=0)
+
+
+def compare(
+    kind: str,
+    run: Lane,
+    companion: Lane,
+    measures: tuple[Measure, ...],
+    shape: tuple[int, ...],
+) -> Comparison:
+    """The distance of a companion from a run. `measures` are those that can be compared."""
+    there = np.asarray(companion.trajectory.reached)
+    ours, others = run.witness.rows, companion.witness.rows
+    largest = np.asarray(ours["largest"], float)
+
+    def known(error: Rows) -> Rows:
+        return np.where(there, error, np.nan)
+
+    seen = np.abs(np.asarray(ours["seen"], float) - np.asarray(others["seen"], float))
+    if math.prod(shape) > EVERY_ENTRY:
+        # Of a sketch: twice the larger norm of the two bounds every entry's error, see `_sketch`.
+        norms = np.linalg.norm(seen.reshape(seen.shape[0], 2, -1), axis=2)
+        distance = np.maximum(2 * np.max(norms, axis=1), np.abs(largest - others["largest"]))
+    else:
+        distance = np.max(seen, axis=1)
+    return Comparison(
+        kind,
+        known(_share(distance, largest)),
+        known(_relative(run.trajectory.times, companion.trajectory.times)),
+        {measure.name: known(_measured(measure, run, companion)) for measure in measures},
+        there & _apart(run, companion),
+    )
+
+
+def _apart(run: Lane, companion: Lane) -> Flags:
+    drift, other = (np.asarray(lane.witness.rows["drift"], float) for lane in (run, companion))
+    start = abs(float(run.witness.run["gap"]) - float(companion.witness.run["gap"]))
+    return np.maximum(np.abs(drift - other), start) >= _APART * drift
+
+
+def on_a_set(run: Lane, shape: tuple[int, ...]) -> Flags:
+    """Rows that lie, to the last bit, on a set that the flow of a symmetric problem never leaves.
+
+    Entries that are exactly zero, or a product that is exactly symmetric: rounding, had it counted,
+    would have left neither. What is not seen whole is on no such set.
+    """
+    seen = np.asarray(run.witness.rows["seen"])
+    rows = seen.shape[0]
+    if math.prod(shape) > EVERY_ENTRY:
+        return np.zeros(rows, bool)
+    found = np.any(seen == 0, axis=1)
+    if len(shape) == 2 and shape[0] == shape[1]:
+        matrices = seen.reshape(rows, *shape)
+        found |= np.all(matrices == np.swapaxes(matrices, 1, 2), axis=(1, 2))
+    return found
+
+
+def settle(
+    first: Comparison,
+    finer: Comparison | None,
+    unmoved: Comparison,
+    on_set: Flags,
+    tolerance: float,
+) -> tuple[Comparison, Flags]:
+    """The judgement of several companions, and the rows that only those on the run's set confirm.
+
+    `first` started from perturbed factors, and so did `finer`, with smaller errors of its own;
+    where neither confirms a row, `unmoved`, from the run's own factors, does on an invariant set.
+    """
+    agreed = first.within(tolerance)
+    found = first
+    if finer is not None:
+        found = _chosen(agreed, first, finer)
+        agreed = agreed | finer.within(tolerance)
+    kept = ~agreed & on_set & unmoved.within(tolerance)
+    return _chosen(~kept, found, unmoved), kept
+
+
+def _chosen(rows: Flags, first: Comparison, second: Comparison) -> Comparison:
+    def where(a: Rows, b: Rows) -> Rows:
+        return np.where(rows, a, b)
+
+    return Comparison(
+        first.kind,
+        where(first.product, second.product),
+        where(first.time, second.time),
+        {name: where(error, second.measures[name]) for name, error in first.measures.items()},
+        np.where(rows, first.apart, second.apart),
+    )
+
+
+def _measured(measure: Measure, run: Lane, companion: Lane) -> Rows:
+    ours, others = (
+        np.asarray(lane.trajectory.measures[measure.name], float) for lane in (run, companion)
+    )
+    rows = ours.shape[0]
+    ours, others = ours.reshape(rows, -1), others.reshape(rows, -1)
+    if measure.error == "own":
+        errors = _relative(ours, others)
+    elif measure.error == "exact":
+        errors = np.where(_same(ours, others), 0.0, np.inf)
+    else:
+        with np.errstate(invalid="ignore"):
+            distance = np.where(_same(ours, others), 0.0, np.abs(ours - others))
+        sizes = {
+            "logarithm": np.maximum(1, np.abs(ours)),
+            "unit": np.ones_like(ours),
+            "product": np.asarray(run.witness.rows["largest"], float)[:, None],
+            "factors": np.asarray(run.witness.rows["size"], float)[:, None],
+        }
+        errors = _share(distance, sizes[measure.error])
+    return np.max(errors, axis=1, initial=0.0)
+
+
+def _relative(ours, others) -> Rows:
+    ours, others = np.asarray(ours, float), np.asarray(others, float)
+    with np.errstate(invalid="ignore"):
+        distance, size = np.abs(ours - others), np.maximum(np.abs(ours), np.abs(others))
+    return np.where(_same(ours, others), 0.0, _share(distance, size))
+
+
+def _share(distance, size) -> Rows:
+    """A distance as a share of a size; what is not finite on one side only is far away."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(distance == 0, 0.0, distance / size)
+    return np.where(np.isnan(share), np.inf, share)
+
+
+def _same(ours: Rows, others: Rows) -> Flags:
+    # Infinite on both sides, or undefined on both (times of optimizers that have none).
+    return (ours == others) | (np.isnan(ours) & np.isnan(others))
