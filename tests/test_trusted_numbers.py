@@ -1,0 +1,209 @@
+"""Every number of a trusted row is the flow's: small inputs on which some were not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import factorflow as ff
+from factorflow._compare import Lane, compare, on_a_set
+from factorflow._dynamics.perturbation import moved_by_rounding
+from factorflow._measure import as_measures
+from factorflow._witness import EVERY_ENTRY, Witness, _sketch
+from runs import EPS
+
+pytestmark = pytest.mark.x64
+
+
+def follow(problem, fz, dynamics, factors, losses, **options) -> ff.Trajectory:
+    options = {"observe": ff.AtLosses(losses), "stop": ff.Stop(loss=losses[-1]), **options}
+    return ff.simulate(problem, fz, dynamics, factors, throw=False, **options)
+
+
+# --- Sets that the exact flow never leaves
+
+
+def semidefinite_problem():
+    """A target with two negative eigenvalues, -1 and -1.5, that semidefinite products miss."""
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    target = basis @ np.diag([1.0, -1.0, -1.5]) @ basis.T
+    places = [(i, j) for i in range(3) for j in range(3)]
+    return ff.Completion((3, 3), places, ((target + target.T) / 2).ravel())
+
+
+def test_a_run_that_rounding_takes_off_the_semidefinite_cone_is_caught_by_its_time():
+    fz = ff.DeepMatrix((3, 3), depth=2)
+    start = ff.Identity(product_scale=1e-3)(fz)
+    # From a multiple of the identity the product stays positive semidefinite.
+    lowest = (1.0**2 + 1.5**2) / 2
+    run = follow(semidefinite_problem(), fz, ff.GradientFlow(), start, [1.7, 1.0, 1e-2])
+    assert run.reached.all()
+    assert run.levels[0] > lowest > run.levels[1]
+    assert run.certificate.doubts == ["none", "time", "time"]
+    assert run.certificate.verdict in ("step_limited", "rounding_limited")
+
+
+def test_a_run_that_rounding_takes_through_zero_is_caught_where_widths_differ():
+    problem, fz = ff.Completion((2, 2), [(1, 1)], [-1.0]), ff.DeepMatrix((2, 2), 3, hidden=3)
+    start = ff.Identity(product_scale=1e-1)(fz)
+    # The observed entry stays positive: the loss never falls to 1/2.
+    run = follow(problem, fz, ff.GradientFlow(), start, [0.51, 0.25, 1e-2])
+    assert run.reached.all()
+    assert run.certificate.trusted.tolist() == [True, False, False]
+
+
+def test_a_run_on_such_a_set_to_the_last_bit_is_trusted_and_says_so():
+    # The second entry must change its sign, which from a diagonal start it cannot.
+    places = [(i, j) for i in range(2) for j in range(2)]
+    problem, fz = ff.Completion((2, 2), places, [1.0, 0, 0, -1.0]), ff.DeepMatrix((2, 2), 2)
+    start = ff.balanced_factors(fz, jnp.diag(jnp.asarray([0.2, 0.1])))
+    times = np.array([1.0, 5.0, 30.0])
+    run = follow(
+        problem,
+        fz,
+        ff.GradientFlow("radau"),
+        start,
+        [1.0],
+        observe=ff.AtTimes(times),
+        stop=ff.Stop(max_time=30.0),
+        measures=["entry[0,0]", "entry[1,1]"],
+    )
+    # s' = 2 s (1 - s) and s' = -2 s (1 + s), both in closed form.
+    growth = 0.2 * np.exp(2 * times) / (1 - 0.2 + 0.2 * np.exp(2 * times))
+    decay = 0.1 * np.exp(-2 * times) / (1 + 0.1 - 0.1 * np.exp(-2 * times))
+    np.testing.assert_allclose(run.measures["entry[0,0]"], growth, rtol=1e-9)
+    np.testing.assert_allclose(run.measures["entry[1,1]"], decay, rtol=1e-6, atol=1e-12)
+    assert run.certificate.trusted.all()
+    assert run.certificate.on_invariant_set.tolist() == [False, False, True]
+    assert "invariant set" in run.certificate.explanation
+
+
+def test_what_is_exactly_zero_or_symmetric_lies_on_a_set():
+    seen = np.array([[1, 0, 0, 2], [1, 3, 3, 2], [1, 3, 4, 2]], float)
+    lane = Lane(None, Witness({"seen": seen}, {}))  # pyright: ignore[reportArgumentType]
+    assert on_a_set(lane, (2, 2)).tolist() == [True, True, False]
+    assert on_a_set(lane, (1, 4)).tolist() == [True, False, False]
+
+
+def test_balanced_factors_are_moved_without_losing_balance():
+    fz = ff.DeepMatrix((3, 3), depth=3)
+    factors = ff.Balanced(product_scale=1e-8)(fz, jax.random.key(0))
+    moved = moved_by_rounding(factors, balanced=True, seed=1)
+    before, after = (np.asarray(fz.compose(f), float) for f in (factors, moved))
+    size = np.linalg.norm(before, 2)
+    assert 8 * EPS * size < np.linalg.norm(after - before, 2) < 2e3 * EPS * size
+    # Of the order of what it was moved by, times the factors' own squares.
+    scale = max(np.linalg.norm(factor, 2) ** 2 for factor in factors)
+    assert max(np.linalg.norm(gap, 2) for gap in fz.conserved(moved)) < 2e3 * EPS * scale
+
+
+# --- Times, and other moments
+
+
+@pytest.mark.parametrize("integrator", ["Stabilized", "Tsit5"])
+def test_times_from_starts_far_below_the_tolerance(integrator):
+    draw = np.random.default_rng(0)
+    target = draw.normal(size=(5, 1)) @ draw.normal(size=(1, 4))
+    mask = draw.random((5, 4)) < 0.8
+    problem = ff.Completion((5, 4), np.argwhere(mask), target[mask])
+    fz, whole = ff.DeepMatrix((5, 4), depth=2, hidden=5), 0.5 * np.sum(target[mask] ** 2)
+    # Integrated in quadruple precision, independently.
+    expected = {1e-16: [15.25955853, 19.16479009], 1e-24: [22.93753733, 26.84278747]}
+    for scale, times in expected.items():
+        start = ff.Gaussian(product_scale=scale)(fz, jax.random.key(1))
+        losses = [0.5 * whole, 1e-2 * whole]
+        run = follow(problem, fz, ff.GradientFlow(integrator), start, losses, certify="full")
+        assert run.certificate.trusted.all()
+        np.testing.assert_allclose(run.times, times, rtol=1e-8)
+
+
+def test_an_absolute_tolerance_above_the_start_is_refused():
+    fz = ff.DeepMatrix((2, 2), 2)
+    start = ff.Gaussian(product_scale=1e-20)(fz, jax.random.key(1))
+    with pytest.raises(ValueError, match=r"atol=1e-06 lets every step err .* Leave atol out"):
+        follow(ff.razin_cohen_problem(), fz, ff.GradientFlow("Tsit5", atol=1e-6), start, [0.1])
+
+
+def test_flows_observed_at_steps_are_compared_at_equal_times():
+    fz = ff.DeepMatrix((2, 2), 3)
+    start = ff.Balanced(product_scale=1e-3, determinant="positive")(fz, jax.random.key(0))
+    run = follow(
+        ff.razin_cohen_problem(),
+        fz,
+        ff.GradientFlow(),
+        start,
+        [1.0],
+        observe=ff.AtSteps([0, 5, 20]),
+        stop=ff.Stop(max_steps=20),
+    )
+    assert run.certificate.verdict == "flow_faithful"
+
+
+def test_the_losses_of_descent_are_compared_too():
+    places = [(i, j) for i in range(2) for j in range(2)]
+    problem, fz = ff.Completion((2, 2), places, [2, 0.3, 0.3, 1]), ff.DeepMatrix((2, 2), 2)
+    run = follow(
+        problem,
+        fz,
+        ff.GradientDescent(3e-2),
+        ff.Balanced(product_scale=1e-1, determinant="positive")(fz, jax.random.key(0)),
+        [1.0],
+        observe=ff.AtTimes([0.3, 8.0]),
+        stop=ff.Stop(max_time=8.0),
+        measures=["loss", "nuclear_norm"],
+        certify="full",
+    )
+    # Near the solution the product is within 1% of the flow's, and its loss is another one.
+    assert run.certificate.doubts[1] == "measure"
+    assert run.certificate.trusted_measures["nuclear_norm"][1]
+    assert not run.certificate.trusted_measures["loss"][1]
+
+
+# --- Every entry, and every measure
+
+
+def test_sketches_of_large_products_miss_no_error():
+    draw = np.random.default_rng(0)
+    count = 3 * EVERY_ENTRY + 7
+    errors = [np.zeros(count) for _ in range(3)]
+    errors[0][draw.integers(count)] = 1.0
+    errors[1][:] = draw.normal(size=count)
+    errors[2][: count // 2] = 1.0
+    for error in errors:
+        norms = np.linalg.norm(np.asarray(_sketch(jnp.asarray(error))).reshape(2, -1), axis=1)
+        # The standard deviation of a squared norm is 1/32 of its mean.
+        np.testing.assert_allclose(norms, np.linalg.norm(error), rtol=0.1)
+    linear = np.asarray(_sketch(jnp.asarray(errors[0] + errors[1])))
+    np.testing.assert_allclose(linear, sum(np.asarray(_sketch(jnp.asarray(e))) for e in errors[:2]))
+
+
+def lane(value: float, **measures) -> Lane:
+    """One row of a run that has this product, a number, and these measures."""
+    rows = {"seen": [[value]], "largest": [abs(value)], "size": [4.0], "drift": [0.0]}
+    record = Witness({k: np.asarray(v) for k, v in rows.items()}, {"gap": 0.0})
+    trajectory: ff.Trajectory = type("Rows", (), {})()
+    trajectory.__dict__.update(
+        times=np.ones(1),
+        reached=np.ones(1, bool),
+        measures={k: np.asarray([v]) for k, v in measures.items()},
+    )
+    return Lane(trajectory, record)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "others", "error"),
+    [
+        ("loss", 1e-16, 2e-16, 0.5),
+        ("entry[0,0]", 1e-3, 2e-3, 1e-3 / 2.0),
+        ("log_singular_values", [0.1, -100.0], [0.2, -101.0], 0.1),
+        ("balancedness_gap", 0.0, 1e-3, 1e-3 / 4),
+        ("rank", 2.0, 3.0, np.inf),
+        ("effective_rank", np.nan, 1.0, np.inf),
+        ("effective_rank", np.inf, np.inf, 0.0),
+    ],
+)
+def test_the_error_of_a_measure_is_relative_to_what_it_declares(name, ours, others, error):
+    measures = as_measures([name])
+    run, other = lane(2.0, **{name: ours}), lane(2.0, **{name: others})
+    found = compare("companion_error", run, other, measures, (1, 1))
+    assert found.measures[name][0] == pytest.approx(error)
