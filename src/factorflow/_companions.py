@@ -78,6 +78,7 @@ def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Compa
     refined = dynamics.refined()
     if certify == "cheap" or refined is None:
         return []
+    refined = refined.resolving(spec.factorization, spec.factors)
     observed = _at_rows(_with(spec, refined), run)
     found = []
     if isinstance(dynamics, GradientDescent):

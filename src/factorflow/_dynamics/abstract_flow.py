@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from factorflow._dynamics.base import AbstractDynamics
@@ -22,8 +23,6 @@ __all__ = ["AbstractFlow"]
 
 # A hundredth of the tolerance moves a second-order method 20 times nearer to the flow.
 _REFINED = 100.0
-# Of the start's size: above this the absolute tolerance decides the error, of refined runs too.
-_COARSEST = 0.1
 
 
 class AbstractFlow(AbstractDynamics):
@@ -63,30 +62,32 @@ class AbstractFlow(AbstractDynamics):
         finer = self.rtol / _REFINED, self.atol / _REFINED
         return eqx.tree_at(lambda flow: (flow.rtol, flow.atol), self, finer)
 
+    def resolving(self, factorization: AbstractFactorization, factors: Factors) -> "AbstractFlow":
+        # An absolute tolerance above the start leaves the plateau to chance, in both runs alike.
+        small = self._absolute(factorization, factors) / _REFINED
+        given: Any = self.atol  # resolved: a number, or an array in a prepared run
+        return eqx.tree_at(lambda flow: flow.atol, self, jnp.minimum(given, small))
+
     def with_default_tolerances(
         self, factorization: AbstractFactorization, factors: Factors
     ) -> "AbstractFlow":
-        """The same with its tolerances as numbers, the absolute one below the size of this start.
-
-        **Raises:** `ValueError` for an absolute tolerance that would leave the start unresolved.
-        """
-        dtype = jax.tree.leaves(factors)[0].dtype
-        rtol, atol = default_tolerances(dtype)
-        size = _root_mean_square(self.start(factorization, factors))
-        if self.atol is not None and self.atol > _COARSEST * size:
-            raise ValueError(
-                f"atol={self.atol:.3g} lets every step err by as much as what it moves, which has "
-                f"the size {size:.3g} at the start. Leave atol out, or give {_COARSEST * size:.1g} "
-                "or less."
-            )
-        # A start far below 1 must grow as accurately as what is of size 1: its time, and its
-        # direction when it arrives, depend on every step of the plateau.
-        small = atol * min(1.0, size)
+        """The same with its tolerances as numbers, the absolute one below this start's size."""
+        rtol, _ = default_tolerances(jax.tree.leaves(factors)[0].dtype)
+        small = self._absolute(factorization, factors)
         return dataclasses.replace(
             self,
             rtol=rtol if self.rtol is None else self.rtol,
             atol=small if self.atol is None else self.atol,
         )
+
+    def _absolute(self, factorization: AbstractFactorization, factors: Factors) -> float:
+        """The default absolute tolerance.
+
+        A start far below 1 must grow as accurately as what is of size 1: its time, and its
+        direction when it arrives, depend on every step of the plateau.
+        """
+        _, atol = default_tolerances(jax.tree.leaves(factors)[0].dtype)
+        return atol * min(1.0, _root_mean_square(self.start(factorization, factors)))
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors

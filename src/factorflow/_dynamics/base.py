@@ -57,6 +57,13 @@ class AbstractDynamics(eqx.Module):
         """The same with a finer discretization, to compare with when asked for."""
         return None
 
+    def resolving(
+        self, factorization: AbstractFactorization, factors: Factors
+    ) -> "AbstractDynamics":
+        """The same with tolerances that resolve these factors, however small they are."""
+        del factorization, factors
+        return self
+
     @property
     @abc.abstractmethod
     def integrator_name(self) -> str:
