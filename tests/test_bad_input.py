@@ -39,10 +39,12 @@ PROMISED = [
     ("unknown field", "experiments/test_experiment.py", r"Did you mean"),
     ("unknown paper", "papers/test_razin_cohen_2020.py", r"Did you mean"),
     ("folder of something else", "experiments/test_store.py", r"holds something else"),
-    ("report in a folder of something else", "test_cli.py", r"holds something else"),
+    ("report in a folder of something else", "cli/test_refusals.py", r"holds something else"),
     ("interrupted write", "experiments/test_store.py", r"No space left on device"),
     ("truncated result file", "experiments/test_store.py", r"truncated"),
-    ("unwritable table", "test_cli.py", r"does not exist; create it"),
+    ("unwritable table", "cli/test_refusals.py", r"does not exist; create it"),
+    ("a name given twice in JSON", "cli/test_refusals.py", r"'seed' is given"),
+    ("sizes beyond memory", "cli/test_refusals.py", r"takes 64000000000000 bytes"),
 ]
 
 
@@ -52,4 +54,4 @@ PROMISED = [
 def test_a_promised_message_has_a_test(file, message):
     source = (TESTS / file).read_text()
     assert re.search(rf"[\"'].*{message}.*[\"']", source), f"no test in {file} expects {message!r}"
-    assert "pytest.raises(" in source or "returncode == 2" in source
+    assert "pytest.raises(" in source or '(2, "")' in source

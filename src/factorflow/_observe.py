@@ -11,6 +11,8 @@ __all__ = ["AbstractObservation", "AtEnd", "AtLosses", "AtSteps", "AtTimes", "Lo
 # A run without a limit of its own ends here: hours of descent, never an endless loop.
 # Steps are counted in 32 bits.
 _LARGEST_STEP = 2**31 - 1
+# Each row holds a product; a figure shows a thousand.
+_MOST_ROWS = 10**6
 DEFAULT_MAX_STEPS = 50_000_000
 
 
@@ -138,6 +140,8 @@ class LogSpaced(AbstractObservation):
 
     def __init__(self, count: int, first: float = 1e-6):
         self.count, self.first = int(count), float(first)
+        if self.count > _MOST_ROWS:
+            raise ValueError(f"LogSpaced makes {_MOST_ROWS} rows at most, got {count}.")
         if self.count < 2 or not 0 < self.first < 1:
             raise ValueError(
                 f"LogSpaced needs count >= 2 and first in (0, 1), got {count} and {first}."

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from factorflow._memory import refuse_too_large
 from factorflow._types import FloatArray, RandomKey
 
 __all__ = ["gaussian"]
@@ -24,6 +25,7 @@ def gaussian(key: RandomKey, shape: tuple[int, ...], dtype=None) -> FloatArray:
     """
     dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     size = math.prod(shape)
+    refuse_too_large(size, f"To draw random numbers of shape {shape}", "Give a smaller shape.")
     if isinstance(key, Tracer) or size > _TOGETHER or not _numbers(key):
         return jax.random.normal(key, shape, dtype)
     # Cut in NumPy, or every shape would compile a slice.

@@ -1,5 +1,6 @@
 """What a run leaves behind."""
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from factorflow._certificate import Certificate
+from factorflow._files import write_files
 from factorflow._results import RESULTS, result_name
 from factorflow._types import BoolArray, Factors, FloatArray
 
@@ -121,7 +123,7 @@ def table_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
 
 
 def write_table(columns: dict[str, np.ndarray], path: str | os.PathLike, kind: str) -> Path:
-    """Write columns as CSV or Parquet, to a temporary name first."""
+    """Write columns as CSV or Parquet, whole or not at all."""
     import polars as pl
 
     path = Path(path)
@@ -129,14 +131,13 @@ def write_table(columns: dict[str, np.ndarray], path: str | os.PathLike, kind: s
         raise ValueError(
             f"Cannot write {path}: the folder {path.parent} does not exist; create it."
         )
-    temporary = path.with_name(path.name + ".tmp")
-    frame = pl.DataFrame(columns)
+    # Made in memory: a library that meets a full disk halfway says so in its own way, if at all.
+    frame, content = pl.DataFrame(columns), io.BytesIO()
+    frame.write_csv(content) if kind == "csv" else frame.write_parquet(content)
     try:
-        frame.write_csv(temporary) if kind == "csv" else frame.write_parquet(temporary)
-        os.replace(temporary, path)
+        write_files({path: content.getvalue()})
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"Cannot write {path}: {error}. Choose a writable folder.") from error
+        raise ValueError(f"{error}. Choose a writable folder with free space.") from error
     return path
 
 

@@ -279,7 +279,7 @@ def test_failed_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     target = tmp_path / "kept.txt"
     write_files({target: b"old"})
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"cannot write .*kept\.txt: No space left") as caught:
+    with pytest.raises(OSError, match=r"Cannot write .*kept\.txt: No space left") as caught:
         write_files({target: b"new"})
     assert caught.value.errno == errno.ENOSPC
     assert target.read_bytes() == b"old"
@@ -292,7 +292,7 @@ def test_unwritable_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError, match=r"cannot write .*file\.txt: Permission denied"):
+    with pytest.raises(PermissionError, match=r"Cannot write .*file\.txt: Permission denied"):
         write_files({tmp_path / "file.txt": b"new"})
     assert not list(tmp_path.iterdir())
 

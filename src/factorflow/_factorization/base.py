@@ -2,14 +2,14 @@
 
 import abc
 import math
-import os
 from typing import Any
 
 import equinox as eqx
 
+from factorflow._memory import refuse_too_large
 from factorflow._types import Factors, FloatArray
 
-__all__ = ["AbstractFactorization", "integer", "refuse_too_large", "tensor_shape"]
+__all__ = ["AbstractFactorization", "dense_shape", "integer", "tensor_shape"]
 
 
 class AbstractFactorization(eqx.Module):
@@ -83,21 +83,12 @@ def tensor_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def refuse_too_large(count: int, what: str, remedy: str) -> None:
-    """Refuse factors that this machine's memory cannot hold, before anything is allocated."""
-    needed = 8 * count
-    if needed > _memory():
-        # Numbers of hundreds of digits say less than their logarithm.
-        size = str(needed) if needed < 2**63 else f"2^{needed.bit_length() - 1}"
-        raise ValueError(
-            f"{what} takes {size} bytes in double precision, and this machine has {_memory()}. "
-            f"{remedy}"
-        )
-
-
-def _memory() -> int:
-    """Bytes of physical memory; a terabyte where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 2**40
+def dense_shape(factorization: AbstractFactorization) -> tuple[int, ...]:
+    """The product's shape, for who is about to make all of it; `ValueError` where it cannot be."""
+    shape = factorization.shape
+    refuse_too_large(
+        math.prod(shape),
+        f"The whole product of shape {shape}",
+        "Ask for single entries instead, as in 'entry[0,0]' or `Completion` with few observations.",
+    )
+    return shape

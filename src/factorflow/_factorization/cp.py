@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from factorflow._factorization.base import (
     AbstractFactorization,
+    dense_shape,
     integer,
-    refuse_too_large,
     tensor_shape,
 )
 from factorflow._factorization.khatri_rao import dense, entries, pullback
+from factorflow._memory import refuse_too_large
 from factorflow._product import no_matrix
 from factorflow._types import Factors, FloatArray
 
@@ -96,6 +97,7 @@ class CP(AbstractFactorization):
         return self.num_components
 
     def compose(self, factors: Factors) -> FloatArray:
+        dense_shape(self)
         return dense(tuple(factors))
 
     def pullback(self, factors: Factors, gradient: FloatArray) -> tuple[FloatArray, ...]:

@@ -9,8 +9,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow._factorization.base import AbstractFactorization, integer
+from factorflow._factorization.base import AbstractFactorization, dense_shape, integer
 from factorflow._linalg import svd
+from factorflow._memory import refuse_too_large
 from factorflow._types import Factors, FloatArray, Matrix
 
 __all__ = ["DeepMatrix", "balanced_factors", "balanced_from_spectrum", "imbalance"]
@@ -32,6 +33,9 @@ class DeepMatrix(AbstractFactorization):
         integers, $W_1$'s rows first. `None` takes `min(m, n)`, which constrains no product.
 
     Factors are a tuple `(W_1, ..., W_L)`; $W_1$ has $n$ columns and $W_L$ has $m$ rows.
+
+    **Raises:** `ValueError` for sizes below 1, hidden widths of another number than `depth - 1`,
+    and factors that this machine's memory cannot hold.
 
     !!! example
 
@@ -73,6 +77,11 @@ class DeepMatrix(AbstractFactorization):
             widths = tuple(_integer("hidden", width) for width in ([hidden] if one else hidden))
             hidden = widths[0] if one else widths
         self.hidden = hidden
+        refuse_too_large(
+            self._count(),
+            f"DeepMatrix(shape={self.shape}, depth={self.depth}, hidden={hidden})",
+            "Give smaller hidden= widths, a smaller depth, or a smaller shape.",
+        )
         if len(self.hidden_widths) != self.depth - 1:
             raise ValueError(f"hidden must name depth - 1 = {self.depth - 1} widths, got {hidden}.")
         if any(width < 1 for width in self.hidden_widths):
@@ -85,6 +94,17 @@ class DeepMatrix(AbstractFactorization):
             return self.hidden
         width = min(self.shape) if self.hidden is None else self.hidden
         return (width,) * (self.depth - 1)
+
+    def _count(self) -> int:
+        """The numbers in all factors, without a list of widths: depth may be anything yet."""
+        rows, columns = self.shape
+        if self.depth == 1:
+            return rows * columns
+        width = min(self.shape) if self.hidden is None else self.hidden
+        if isinstance(width, tuple):
+            widths = (columns, *width, rows)
+            return sum(before * after for before, after in itertools.pairwise(widths))
+        return width * (rows + columns) + (self.depth - 2) * width**2
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -108,6 +128,7 @@ class DeepMatrix(AbstractFactorization):
         return math.prod(self.hidden_widths)
 
     def compose(self, factors: Factors) -> FloatArray:
+        dense_shape(self)
         product = factors[0]
         for factor in factors[1:]:
             product = _matmul(factor, product)

@@ -10,10 +10,11 @@ from jax import lax
 
 from factorflow._factorization.base import (
     AbstractFactorization,
+    dense_shape,
     integer,
-    refuse_too_large,
     tensor_shape,
 )
+from factorflow._memory import refuse_too_large
 from factorflow._product import no_matrix
 from factorflow._types import Factors, FloatArray
 
@@ -116,6 +117,7 @@ class TensorTrain(AbstractFactorization):
         return math.prod(self.inner_ranks)
 
     def compose(self, factors: Factors) -> FloatArray:
+        shape = dense_shape(self)
         # Both halves first: the one multiplication as large as the product then comes last.
         middle = len(factors) // 2
         head, tail = factors[0][0], factors[-1][:, :, 0]
@@ -123,7 +125,7 @@ class TensorTrain(AbstractFactorization):
             head = (head @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
         for core in factors[-2 : middle - 1 : -1]:
             tail = (core.reshape(-1, core.shape[2]) @ tail).reshape(core.shape[0], -1)
-        return (head @ tail).reshape(self.shape)
+        return (head @ tail).reshape(shape)
 
     def entries(self, factors: Factors, indices) -> FloatArray:
         rows = jnp.ones((indices.shape[0], 1), factors[0].dtype)

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from factorflow._factorization.base import AbstractFactorization, refuse_too_large, tensor_shape
+from factorflow._factorization.base import AbstractFactorization, dense_shape, tensor_shape
 from factorflow._factorization.khatri_rao import picked
 from factorflow._factorization.tensor_train import checked_ranks
+from factorflow._memory import refuse_too_large
 from factorflow._product import no_matrix
 from factorflow._types import Factors, FloatArray
 
@@ -103,6 +104,7 @@ class Tucker(AbstractFactorization):
         return math.prod(self.core_shape)
 
     def compose(self, factors: Factors) -> FloatArray:
+        dense_shape(self)
         product, *matrices = factors
         for matrix in matrices:
             # The first mode's result goes last: after a full turn the modes are in order again.

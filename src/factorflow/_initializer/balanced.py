@@ -1,5 +1,7 @@
 """Balanced factors of a random or given product."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from factorflow._initializer.base import (
     check_scales,
     with_determinant,
 )
+from factorflow._memory import refuse_too_large
 from factorflow._random import gaussian
 from factorflow._types import Factors, RandomKey
 
@@ -82,6 +85,13 @@ class Balanced(AbstractInitializer):
             raise ValueError("Balanced(product_scale=) needs a random key.")
         else:
             assert self.product_scale is not None  # one of the two was given
+            # It, and what decomposes it: two orthogonal matrices and room to work.
+            refuse_too_large(
+                4 * math.prod(factorization.shape),
+                f"Balanced(product_scale=...) of a product of shape {factorization.shape}, which "
+                "is drawn as a whole,",
+                "Take Gaussian(product_scale=...), which draws the factors, or a smaller shape.",
+            )
             product = self.product_scale * gaussian(key, factorization.shape)
         return with_determinant(
             factorization, balanced_factors(factorization, product), self.determinant

@@ -6,6 +6,7 @@ import jax
 import jax.core
 import numpy as np
 
+from factorflow._memory import refuse_too_large
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.completion import Completion
 from factorflow._problem.ground_truth import (
@@ -64,10 +65,14 @@ def razin_cohen_problem(
     """
     if dim < 2:
         raise ValueError(f"dim must be 2 or more, got {dim}.")
+    # Indices and values, with room to check them.
+    refuse_too_large(
+        6 * dim**2, f"razin_cohen_problem(dim={dim}), all but one entry,", "Give a smaller dim."
+    )
     observed = np.eye(dim)
     observed[:2, :2] = [[0.0, z], [z_prime, eps]]
-    indices = [(i, j) for i in range(dim) for j in range(dim) if (i, j) != (0, 0)]
-    return Completion((dim, dim), indices, [observed[index] for index in indices])
+    indices = np.argwhere(np.arange(dim**2).reshape(dim, dim) > 0)
+    return Completion((dim, dim), indices, observed[tuple(indices.T)])
 
 
 def razin_cohen_parameters(problem: AbstractProblem) -> tuple[int, float, float, float] | None:

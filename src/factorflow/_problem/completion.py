@@ -8,6 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from factorflow._memory import refuse_too_large
 from factorflow._names import named
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.observations import (
@@ -172,6 +173,9 @@ class Completion(AbstractProblem):
         return jnp.zeros(self.shape, self.values.dtype).at[self._places()].set(self.values)
 
     def _pad(self, room: int) -> None:
+        refuse_too_large(
+            room * (len(self.shape) + 2), f"room={room}", "Give as many as the most observations."
+        )
         missing = room - self.values.shape[0]
         if missing < 0:
             raise ValueError(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from factorflow._memory import refuse_too_large
 from factorflow._random import gaussian
 from factorflow._types import FloatArray, RandomKey
 
@@ -17,6 +18,12 @@ __all__ = ["check_at_least_one", "eager_or_traced", "low_rank", "rescaled"]
 
 def low_rank(key: RandomKey, shape: tuple[int, ...], rank: int) -> FloatArray:
     """A sum of `rank` outer products of standard Gaussian vectors."""
+    # With the random order of entries, and the entries themselves, beside it.
+    refuse_too_large(
+        3 * math.prod(shape),
+        f"A ground truth of shape {shape}",
+        "Give a smaller shape, or a `Completion` without target.",
+    )
     factors = [
         gaussian(jax.random.fold_in(key, mode), (dim, rank)) for mode, dim in enumerate(shape)
     ]

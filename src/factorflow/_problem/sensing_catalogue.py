@@ -1,8 +1,11 @@
 """The named sensing problems of the field."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from factorflow._memory import refuse_too_large
 from factorflow._names import named
 from factorflow._problem.ground_truth import check_at_least_one, low_rank, rescaled
 from factorflow._problem.sensing import Sensing
@@ -59,6 +62,7 @@ def random_sensing_problem(
         raise ValueError(
             f"semidefinite=True needs a square matrix, got shape {shape}: leave it out."
         )
+    _refuse_too_many(n_measurements, tuple(shape))
     factor_key, measurement_key = jax.random.split(key)
     measurements = gaussian(measurement_key, (n_measurements, *shape))
     if semidefinite:
@@ -137,6 +141,7 @@ def commuting_sensing_problem(
     if rank > dim:
         raise ValueError(f"rank must be at most dim={dim}, got {rank}.")
     named("basis", basis, ("identity", "random"))
+    _refuse_too_many(n_measurements, (dim, dim))
     value_key, measurement_key, basis_key = jax.random.split(key, 3)
     # Which entries are positive makes no difference: the measurements are exchangeable.
     size = jnp.abs(jax.random.normal(value_key, (dim,))).at[rank:].set(0)
@@ -149,6 +154,14 @@ def commuting_sensing_problem(
     target = rescaled(target, frobenius_norm)
     values = jnp.tensordot(measurements, target, axes=2)
     return Sensing(measurements, values, target, normalization=normalization)
+
+
+def _refuse_too_many(count: int, shape: tuple[int, ...]) -> None:
+    refuse_too_large(
+        count * math.prod(shape),
+        f"{count} measurements of shape {shape}",
+        "Give a smaller shape or fewer measurements.",
+    )
 
 
 def _symmetric(matrices: FloatArray) -> FloatArray:

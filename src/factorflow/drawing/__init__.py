@@ -30,6 +30,7 @@ from factorflow.drawing.axes import UNCERTIFIED_LABEL as UNCERTIFIED_LABEL
 from factorflow.drawing.axes import draw_bound as draw_bound
 from factorflow.drawing.axes import draw_curve as draw_curve
 from factorflow.drawing.axes import draw_markers as draw_markers
+from factorflow.drawing.axes import draw_overlay as draw_overlay
 from factorflow.drawing.axes import log_axis as log_axis
 from factorflow.drawing.axes import loss_axis as loss_axis
 from factorflow.drawing.grid import loss_panels as loss_panels

@@ -1,10 +1,9 @@
-"""Files that appear whole or not at all, and figures whose bytes do not change."""
+"""Figures whose bytes do not change, in files that appear whole or not at all."""
 
 import io
 import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from factorflow._files import write_files
 from factorflow.drawing.style import style
 
 _PNG_DPI = 150
@@ -92,46 +92,3 @@ def _fixed_layout(figure: Figure) -> Iterator[None]:
                 ax.set_position(original, which="original")
                 ax.set_position(active, which="active")
                 ax.set_in_layout(in_layout)
-
-
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files through temporary names, so that none is ever seen half-written.
-
-    All temporary files are complete and on disk before the first one takes its final name.
-    Missing folders are made. On failure the temporary files are removed.
-
-    **Raises:**
-
-    - `OSError`: of the fitting kind (`PermissionError`, `IsADirectoryError`, ...), with the
-        path and the reason.
-    """
-    staged: dict[Path, Path] = {}
-    path = Path()
-    try:
-        for path in contents:
-            _make_room(path)
-        for path, content in contents.items():
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            staged[path] = temporary
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
-    except OSError as error:
-        explained = type(error)(f"cannot write {path}: {error.strerror or error}")
-        explained.errno = error.errno
-        raise explained from error
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
-
-
-def _make_room(path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError("a folder of that name is in the way")
-    for folder in path.parents:
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is a file, not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)

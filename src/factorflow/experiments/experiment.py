@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +23,7 @@ from factorflow._observe import AbstractObservation, Stop
 from factorflow._problem import AbstractProblem
 from factorflow._spec import RunSpec, prepare
 from factorflow._types import RandomKey
-from factorflow.experiments.codec import build, canonical, decode, encode, flatten
+from factorflow.experiments.codec import build, canonical, decode, encode, flatten, parse_json
 from factorflow.experiments.task import AbstractTask
 
 __all__ = ["NUMERICS_REVISION", "Experiment", "sweep"]
@@ -30,6 +31,9 @@ __all__ = ["NUMERICS_REVISION", "Experiment", "sweep"]
 # Part of every key. Raise it when a change of the numerics changes results, so that a store does
 # not serve the old ones.
 NUMERICS_REVISION = 4
+
+# More than could be run, and few enough to be listed within minutes.
+_MOST_EXPERIMENTS = 10**6
 
 
 class Experiment(eqx.Module):
@@ -115,9 +119,12 @@ class Experiment(eqx.Module):
 
     @classmethod
     def from_json(cls, text: str) -> "Experiment":
-        """The inverse of `to_json`; missing optional fields take their defaults."""
+        """The inverse of `to_json`; missing optional fields take their defaults.
+
+        **Raises:** `ValueError` for what is no experiment, and where a name is given twice.
+        """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"Not an experiment: invalid JSON, {error}.") from None
         if not isinstance(data, dict):
@@ -186,6 +193,12 @@ def sweep(base: Experiment, **axes: Iterable[Any]) -> list[Experiment]:
     for name, axis in zip(names, values, strict=True):
         if not axis:
             raise ValueError(f"Axis {name!r} is empty; give one value or more.")
+    count = math.prod(len(axis) for axis in values)
+    if count > _MOST_EXPERIMENTS:
+        raise ValueError(
+            f"The axes combine to {count} experiments, and {_MOST_EXPERIMENTS} are the most that a "
+            "sweep makes; split it."
+        )
     return [
         base.replace(**dict(zip(names, combination, strict=True)))
         for combination in itertools.product(*values)

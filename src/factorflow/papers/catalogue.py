@@ -3,10 +3,12 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from factorflow._names import named
+
 if TYPE_CHECKING:
     from factorflow.papers.base import Paper
 
-__all__ = ["PAPERS", "SCALES", "load_paper"]
+__all__ = ["PAPERS", "SCALES", "load_paper", "named_paper"]
 
 PAPERS = {
     "gunasekar_2017": "Implicit regularization in matrix factorization (NeurIPS 2017)",
@@ -26,9 +28,11 @@ PAPERS = {
 SCALES = ("quick", "paper", "beyond")
 
 
+def named_paper(name: str) -> str:
+    """The name, or a `ValueError` that suggests the nearest."""
+    return named("paper", name, PAPERS)
+
+
 def load_paper(name: str) -> "Paper":
     """The paper's experiments, figures and claims."""
-    from factorflow._names import named
-
-    module = importlib.import_module(f"factorflow.papers.{named('paper', name, PAPERS)}")
-    return module.PAPER
+    return importlib.import_module(f"factorflow.papers.{named_paper(name)}").PAPER

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from factorflow.drawing.save import write_files
+from factorflow._files import write_files
 from factorflow.report.values import plain, text
 
 _HEADINGS = ("verdict", "claim", "expected", "measured", "tolerance")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from factorflow.drawing.save import write_files
+from factorflow._files import write_files
 from factorflow.report.claims import Verdict, claim_rows, claims_summary
 from factorflow.report.svg import inline_svg
 from factorflow.report.values import duration, flat
@@ -79,7 +79,7 @@ def write_report(
     - `OSError`: if the page cannot be written.
     - `ImportError`: if Jinja2 is not installed.
     """
-    template = _template()
+    template = report_template()
     target = Path(path)
     rows = claim_rows(verdicts)
     page = template.render(
@@ -99,7 +99,8 @@ def write_report(
     return target
 
 
-def _template() -> Any:
+def report_template() -> Any:
+    """The page to be filled in; `ImportError` with the remedy where Jinja2 is not installed."""
     try:
         import jinja2
     except ImportError as error:

@@ -2,11 +2,15 @@
 
 import dataclasses
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from factorflow._names import named
 from factorflow._trajectory import write_table
@@ -16,7 +20,7 @@ from factorflow.experiments.store import long_columns
 from factorflow.papers.base import Figure, Overlays, Paper, Verdict
 from factorflow.papers.catalogue import SCALES
 from factorflow.report.claims import write_claims
-from factorflow.report.html import ReportFigure, write_report
+from factorflow.report.html import ReportFigure, report_template, write_report
 from factorflow.report.versions import versions
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ def reproduce(
     figures: Iterable[str] = (),
     overlays: Overlays | None = None,
     progress: bool = True,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] | None = None,
 ) -> Reproduction:
     """Run what is missing, draw the figures, check the claims, write the report.
 
@@ -59,18 +63,24 @@ def reproduce(
     - `out`: a new or empty folder, or one of an earlier reproduction, whose results are reused.
     - `scale`: `"quick"`, `"paper"` or `"beyond"`.
     - `figures`: names of figures; all by default.
-    - `overlays`: curves of your own over the loss, `{"my bound": lambda loss: ...}`, drawn on
-        every panel.
+    - `overlays`: curves of your own over the loss, `{"my bound": lambda loss: ...}`, functions
+        of NumPy arrays, drawn on every panel over the loss beside the theorem's bounds.
     - `progress`: show a progress bar.
-    - `say`: called with lines about what is going on.
+    - `say`: called with lines about what is going on, the first of which says how many runs there
+        are to do and how long all of a paper takes. By default they go to stderr if `progress`.
 
     **Returns:** a `Reproduction`.
 
-    **Raises:** `ValueError` for unknown names or a folder that holds something else.
+    **Raises:** before anything is computed, `ValueError` for unknown names, an overlay that is no
+    function of losses, and a folder that cannot be written to or holds something else;
+    `ImportError` where matplotlib or Jinja2 is not installed.
     """
     started = time.perf_counter()
+    say = say or (_to_stderr if progress else lambda line: None)
     named("scale", scale, SCALES)
-    chosen = [paper.figure(name) for name in figures] or list(paper.figures)
+    chosen = [paper.figure(name) for name in dict.fromkeys(figures)] or list(paper.figures)
+    report_template()
+    _check_overlays(overlays or {})
     folder = _folder(out)
     store = Store(folder / "data")
     wanted = {figure.name: figure.experiments(scale) for figure in chosen}
@@ -133,6 +143,24 @@ def _computed(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check_overlays(overlays: Overlays) -> None:
+    losses = np.geomspace(1e-3, 1e-1, 3)
+    for name, curve in overlays.items():
+        try:
+            values = np.asarray(curve(losses), float)
+        except Exception as error:
+            raise ValueError(f"Overlay {name!r} fails on losses {losses}: {error}.") from error
+        if values.shape != losses.shape:
+            raise ValueError(
+                f"Overlay {name!r} must give a number per loss: for {losses} it gave an array of "
+                f"shape {values.shape}."
+            )
+
+
 def _folder(out: str | os.PathLike) -> Path:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -145,13 +173,26 @@ def _folder(out: str | os.PathLike) -> Path:
                 f"{folder} exists and holds something else ({strangers[0]!r}); choose an empty or "
                 "new folder, or that of an earlier reproduction."
             )
+    for part, is_right, kind in (
+        ("index.html", Path.is_file, "file"),
+        ("claims.json", Path.is_file, "file"),
+        ("figures", Path.is_dir, "folder"),
+        ("data", Path.is_dir, "folder"),
+    ):
+        if (folder / part).exists() and not is_right(folder / part):
+            raise ValueError(
+                f"{folder / part} is no {kind}, and a report needs one there; move it."
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "probe.tmp"
-        probe.touch()
-        probe.unlink()
+        for place in (folder, folder / "figures", folder / "data"):
+            if place.exists():
+                with tempfile.TemporaryFile(dir=place) as probe:
+                    probe.write(b"something")
     except OSError as error:
-        raise ValueError(f"Cannot write to {folder}: {error}. Choose a writable folder.") from error
+        raise ValueError(
+            f"Cannot write to {folder}: {error.strerror}. Choose a writable folder with free space."
+        ) from error
     return folder
 
 

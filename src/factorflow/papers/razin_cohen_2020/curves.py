@@ -66,15 +66,19 @@ def _doubt(run: "xr.Dataset") -> str:
     return tuple(DOUBTS)[int(codes[0])].replace("_", " ") if codes.size else ""
 
 
-def draw_overlays(ax: Any, curves: Mapping[str, Any]) -> None:
-    """Functions of the loss, over the losses that the axes show: the theorem's bounds first."""
-    from factorflow.drawing import draw_bound
+def draw_overlays(
+    ax: Any, overlays: Mapping[str, Any], theorem: Mapping[str, Any] | None = None
+) -> None:
+    """Functions of the loss, over the losses that the axes show: the theorem's and one's own."""
+    from factorflow.drawing import draw_bound, draw_overlay
 
     low, high = sorted(ax.get_xlim())
     losses = np.geomspace(low, min(high, 3.7e-1), 300)
-    for number, (name, curve) in enumerate(curves.items()):
-        color = "black" if number == 0 else f"C{5 + number}"
-        draw_bound(ax, losses, np.asarray(curve(losses)), name, color=color)
+    for name, curve in (theorem or {}).items():
+        draw_bound(ax, losses, np.asarray(curve(losses)), name)
+    # Runs take the colors from the first one on, and the theorem has black, the last.
+    for number, (name, curve) in enumerate(overlays.items()):
+        draw_overlay(ax, losses, np.asarray(curve(losses)), name, color=f"C{5 - number % 6}")
 
 
 def label(run: "xr.Dataset") -> str:

@@ -115,7 +115,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
                 at = np.full(len(ends), 1e-4)
                 draw_markers(upper, at, np.asarray(ends), "published ends of curves")
             for ax in (upper, lower):
-                draw_overlays(ax, {"theorem: $1/r - r$": entry_bound(), **overlays})
+                draw_overlays(ax, overlays, {"theorem: $1/r - r$": entry_bound()})
                 ax.legend(loc="lower right", fontsize=7.5)
         for ax in (axes[0], axes[len(depths)]):
             ax.set_ylabel("unobserved entry $|w_{11}|$")

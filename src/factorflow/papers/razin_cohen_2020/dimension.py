@@ -76,7 +76,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
         ):
             runs = select(dataset, task__dim=dim, factorization__depth=depth)
             draw_runs(ax, runs, "entry[0,0]", names="setting")
-            draw_overlays(ax, {"theorem: $1/r - r$": entry_bound(dim), **overlays})
+            draw_overlays(ax, overlays, {"theorem: $1/r - r$": entry_bound(dim)})
         axes[0].set_ylim(1e-2, 2e4)
         share_legend(figure, axes)
         return figure

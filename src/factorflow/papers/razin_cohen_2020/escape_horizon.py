@@ -73,7 +73,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
                     label=f"D = {float(run['initializer.imbalance']):.0e}",
                     reason="not certified",
                 )
-            draw_overlays(ax, {"theorem: $1/r - r$": entry_bound(), **overlays})
+            draw_overlays(ax, overlays, {"theorem: $1/r - r$": entry_bound()})
             ax.legend(loc="upper left", fontsize=7)
             ax.set_ylabel("unobserved entry $|w_{11}|$")
             imbalance, entry, trusted = _saturation(runs)

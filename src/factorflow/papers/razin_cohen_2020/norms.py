@@ -54,7 +54,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
         for ax, (measure, _, quantity) in zip(axes, PANELS, strict=True):
             ax.set_ylabel(quantity)
             draw_runs(ax, runs, measure, names="setting")
-            draw_overlays(ax, {"theorem's bound": _bound(measure), **overlays})
+            draw_overlays(ax, overlays, {"theorem's bound": _bound(measure)})
         for ax in axes[:4]:
             ax.set_ylim(1e-1, 2e6)
         axes[4].set_yscale("linear")
