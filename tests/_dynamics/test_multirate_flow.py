@@ -38,6 +38,8 @@ CASES = {
     },
 }
 SCALE = 3e-3
+# For what does not depend on the tolerances: the default ones take twice as long.
+COARSE = ff.MultirateFlow(1e-2, 1e-4)
 
 
 @functools.cache
@@ -157,6 +159,37 @@ def test_agrees_from_large_initialization(scale):
     np.testing.assert_allclose(actual.times, expected.times, rtol=1e-2)
 
 
+@pytest.mark.x64
+def test_components_that_shrink_or_turn_are_not_left_out():
+    """From large factors with three planted components; errors were 4.5e-2, and 0 "neglected"."""
+    data = ff.random_low_rank_problem(
+        jax.random.key(102),
+        CASES[3]["shape"],
+        rank=3,
+        n_observed=CASES[3]["n_observed"],
+        frobenius_norm=1.0,
+        normalization="mean",
+    )
+    fz = run(3, None)["factorization"]
+    initial = 0.5 * float(np.mean(np.asarray(data.values) ** 2))
+    changes = {
+        "problem": data,
+        "factors": ff.Gaussian(factor_scale=0.1)(fz, jax.random.key(2)),
+        "observe": ff.AtLosses(
+            [initial * x for x in (0.7, 0.3, 0.1, 3e-2, 1e-2, 1e-3, 1e-4, 1e-5)]
+        ),
+        "stop": {"loss": initial * 1e-5},
+    }
+    flow = ff.GradientFlow("Dopri8", rtol=1e-9, atol=1e-13)
+    expected = ff.simulate(**run(3, flow, **changes))
+    # Of each tolerance some ten times, for what the flow amplifies.
+    for dynamics, most, late in ((COARSE, 5e-3, 5e-3), (ff.MultirateFlow(), 5e-5, 1e-3)):
+        actual = ff.simulate(**run(3, dynamics, **changes))
+        assert actual.reached.all()
+        assert product_errors(actual, expected).max() < most
+        assert time_errors(actual, expected).max() < late
+
+
 @every_order
 @pytest.mark.x64
 def test_rows_lie_at_their_levels_and_in_order(order):
@@ -182,7 +215,7 @@ def test_conserved_differences_of_norms_hardly_drift(order):
 def test_ends_at_a_time_on_a_plateau():
     expected = full(3)
     time = float(expected.times[3] + expected.times[4]) / 2
-    trajectory = ff.simulate(**run(3, ff.MultirateFlow(), stop={"max_time": time}))
+    trajectory = ff.simulate(**run(3, COARSE, stop={"max_time": time}))
     assert trajectory.result_name == "time_limit_reached"
     assert trajectory.stats["time"] == time
     assert trajectory.reached.tolist() == [True] * 4 + [False] * 5
@@ -225,7 +258,7 @@ def test_runs_of_a_batch_are_those_followed_alone():
     runs = [
         run(3, ff.MultirateFlow(1e-2, 1e-4)),
         run(3, ff.MultirateFlow(1e-3, 1e-5), 1e-2),
-        run(3, ff.MultirateFlow(), stop={"max_steps": 30}),
+        run(3, COARSE, stop={"max_steps": 30}),
     ]
     specs = [prepare(**options) for options in runs]
     batch, _ = follow(specs, 3)
@@ -238,7 +271,7 @@ def test_runs_of_a_batch_are_those_followed_alone():
 @pytest.mark.x64
 @pytest.mark.parametrize("throw", [True, False])
 def test_a_limit_of_steps_is_no_error(throw):
-    trajectory = ff.simulate(**run(3, ff.MultirateFlow(), stop={"max_steps": 12}), throw=throw)
+    trajectory = ff.simulate(**run(3, COARSE, stop={"max_steps": 12}), throw=throw)
     assert trajectory.result_name == "step_limit_reached"
     assert trajectory.stats["num_steps"] == 12
     assert np.isfinite(trajectory.stats["loss"])
@@ -247,7 +280,7 @@ def test_a_limit_of_steps_is_no_error(throw):
 
 @pytest.mark.x64
 def test_a_full_certificate_compares_with_the_refined_flow():
-    trajectory = ff.simulate(**run(3, ff.MultirateFlow()), certify="full")
+    trajectory = ff.simulate(**run(3, COARSE), certify="full")
     evidence = trajectory.certificate.evidence
     # Of everything that is compared, rows on the plateau included: 1.2e-2, measured.
     assert 0 < evidence["companion_error"] < 3e-2
@@ -276,6 +309,14 @@ def test_reaches_its_loss_in_single_precision(dtype):
     assert trajectory.factors[0].dtype == dtype
     assert trajectory.measures["reconstruction_error"][0] < 0.1
     assert trajectory.stats["num_slow_steps"] > 0
+
+
+def test_the_defaults_are_those_of_the_dtype(dtype):
+    options = run(3, None)
+    names = ("problem", "factorization", "factors")
+    flow = ff.MultirateFlow().resolve(*(options[name] for name in names))
+    expected = {"float64": (1e-5, 1e-6), "float32": (1e-2, 1e-3)}
+    assert (flow.tolerance, flow.rtol) == expected[np.dtype(dtype).name]
 
 
 def test_survives_json_in_an_experiment():

@@ -3,6 +3,8 @@
 Flows compile for seconds: problems share their shapes, and runs of as many lanes a compilation.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +191,25 @@ def test_the_table_is_labelled(two_by_two):
     assert table.limit.dtype == table.ratios.dtype == np.float64
     assert np.all(table.certificate == "flow_faithful")
     assert "nuclear_norm" in str(table)
+
+
+def test_an_infimum_that_is_not_known_shows_as_an_upper_bound(two_by_two):
+    """A quasi-norm's best known value is none: 31.4756 was shown where 31.47256 is attained."""
+    answer, _ = two_by_two
+    assert "<=" not in str(answer)
+    norm, *rest = answer.quantities
+    found = dataclasses.replace(norm, infimum_lower=9.62, infimum_upper=31.4756, decisive=False)
+    changed = dataclasses.replace(answer, quantities=(found, *rest))
+    assert "  9.62 .. <= 31.4756  " in str(changed)
+    assert "a .. <= b: the infimum is at least a, proved, and at most b" in str(changed)
+
+
+def test_a_notebook_shows_the_table_and_the_prompt_one_line(two_by_two):
+    answer, _ = two_by_two
+    assert len(repr(answer)) < 300 and "\n" not in repr(answer)
+    assert repr(answer).startswith("Minimized('rank': nuclear_norm diverges, ")
+    shown = dataclasses.replace(answer, explanation="a < b")._repr_html_()
+    assert shown.startswith("<pre>rank") and "a &lt; b" in shown and len(shown) < 3000
 
 
 def test_it_prints_as_a_table(two_by_two):

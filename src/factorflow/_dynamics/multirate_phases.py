@@ -210,7 +210,7 @@ class Phases:
             lambda s: (s.chosen, s.count, s.separate), state, (chosen, count, separate)
         )
         large = self._large(state)
-        growth = jnp.max(jnp.where(large, 0, _growth(y, velocity)))
+        growth = jnp.max(jnp.where(large, 0, _rates(y, velocity)))
         slope = jnp.sqrt(sum(jnp.sum(jnp.where(large, part, 0) ** 2) for part in velocity))
         clock = self._watch(state, slope, growth, state.loss)
         left = self._unrest(state, clock)
@@ -362,10 +362,10 @@ def merged(state: MultirateState) -> Factors:
     )
 
 
-def _growth(factors: Factors, velocity: Factors) -> FloatArray:
-    r"""Rate at which the logarithm of every component's norm grows."""
+def _rates(factors: Factors, velocity: Factors) -> FloatArray:
+    r"""Rate at which every component changes, relative to its size: growing, shrinking, turning."""
     return sum(
-        _ratio(jnp.sum(a * v, axis=0), jnp.sum(a**2, axis=0))
+        jnp.sqrt(_ratio(jnp.sum(v**2, axis=0), jnp.sum(a**2, axis=0)))
         for a, v in zip(factors, velocity, strict=True)
     )  # pyright: ignore[reportReturnType]
 

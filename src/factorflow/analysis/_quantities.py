@@ -27,6 +27,8 @@ __all__ = ["Minima", "Quantity", "along_loss", "judge_norms", "judge_ranks"]
 
 # A minimum of a norm is known if its interval is this narrow, relative to what is asked.
 _KNOWN = 0.1
+# An infimum is shown as a number where the interval is this narrow, as both its ends otherwise.
+_SHOWN = 1e-4
 # A distance that falls to this part or less over a decade of loss falls like a power of it.
 _FALLS = 0.8
 
@@ -66,16 +68,23 @@ class Quantity:
 
     def line(self, width: int) -> str:
         """A row of the table in text."""
-        known = self.infimum_upper - self.infimum_lower <= 1e-4 * self.infimum_upper
-        infimum = f"{self.infimum_upper:.6g}"
-        if not known:
-            infimum = f"{self.infimum_lower:.5g} .. {self.infimum_upper:.5g}"
-        if self.attained is False:
-            infimum += "*"
+        infimum = self.infimum + ("*" if self.attained is False else "")
         return (
             f"{self.name:{width}}  {self.limit:11.6g}  {infimum:>20}  {self.ratio:10.6g}  "
             f"{self.loss_slope:6.2f}  {self.status}"
         )
+
+    @property
+    def infimum(self) -> str:
+        """What is known of the infimum: its value, or a lower bound and the best value found."""
+        if self.known:
+            return f"{self.infimum_upper:.6g}"
+        return f"{self.infimum_lower:.5g} .. <= {self.infimum_upper:.6g}"
+
+    @property
+    def known(self) -> bool:
+        """Whether the infimum is; otherwise `infimum_upper` is the best value found, no more."""
+        return self.infimum_upper - self.infimum_lower <= _SHOWN * self.infimum_upper
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

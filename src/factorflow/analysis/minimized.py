@@ -1,6 +1,7 @@
 """Norm or rank: what the training of a factorization minimizes on a given problem."""
 
 import dataclasses
+import html
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,11 @@ _MORE, _MOST = 6, 19
 _LEAST_SCALE = 1e-150
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Minimized:
     """What a factorization's training minimizes on a problem, and the evidence.
+
+    `print` it for the table; a notebook shows the same as its cell's last value.
 
     **Attributes:**
 
@@ -111,7 +114,18 @@ class Minimized:
             f"the logarithm against that of the loss; {certified} of {self.runs.verdicts.size} "
             "flows certified as a whole"
         )
+        if not all(quantity.known for quantity in self.quantities):
+            lines.append(
+                "a .. <= b: the infimum is at least a, proved, and at most b, the best value found"
+            )
         return "\n".join([*lines, "", self.explanation])
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{quantity.name} {quantity.status}" for quantity in self.quantities)
+        return f"Minimized({self.verdict!r}: {names})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def what_is_minimized(

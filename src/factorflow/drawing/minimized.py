@@ -86,7 +86,9 @@ def _draw_ratios(ax: "Axes", answer: "Minimized") -> None:
             color=color,
             weight="bold",
         )
-    ax.set_yticks(range(len(answer.quantities)), [_label(q.name) for q in answer.quantities])
+    found = ["" if q.known else "\n(over the best known)" for q in answer.quantities]
+    names = [_label(q.name) + note for q, note in zip(answer.quantities, found, strict=True)]
+    ax.set_yticks(range(len(answer.quantities)), names)
     ax.set_ylim(len(answer.quantities) - 0.4, -0.6)
     ax.set_xlim(min([0.97, *finite]), edge)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
