@@ -135,8 +135,7 @@ class Experiment(eqx.Module):
 
     def key(self) -> str:
         """Identity of its results: a hash of its canonical JSON and of the numerics' revision."""
-        text = canonical([NUMERICS_REVISION, encode_experiment(self)])
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+        return key_of(encode_experiment(self), NUMERICS_REVISION)
 
     def axes(self) -> dict[str, Any]:
         """Its scalars by dotted name: `{"factorization.depth": 2, "seed": 0, ...}`."""
@@ -222,6 +221,16 @@ def decode_experiment(data: dict[str, Any]) -> Experiment:
     if missing:
         raise ValueError(f"An experiment needs {', '.join(missing)}; known fields: {known}.")
     return build(Experiment, {name: decode(item) for name, item in data.items()})
+
+
+def key_of(data: dict[str, Any], revision: int) -> str:
+    """The key of an experiment, given as plain JSON data, at a revision of the numerics."""
+    return hashlib.sha256(canonical([revision, data]).encode()).hexdigest()[:20]
+
+
+def numerics_revision() -> int:
+    """The revision of the numerics that results of today are of."""
+    return NUMERICS_REVISION
 
 
 def _fold(root: RandomKey, axis: str) -> RandomKey:

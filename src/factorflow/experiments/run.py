@@ -63,7 +63,8 @@ def run(
     Experiments of equal structure are stacked, compiled once and followed together, each ending on
     its own; failed runs are stored with their result code, never dropped. A run that is interrupted
     loses at most the batches in flight (if its process is killed, also those that ended within the
-    last second), and running again resumes.
+    last second), and running again resumes. Several processes may write to one store at once: see
+    `Store`.
 
     **Arguments:**
 
@@ -86,7 +87,9 @@ def run(
     if isinstance(experiments, Experiment):
         experiments = [experiments]
     pending = {e.key(): e for e in experiments}
-    pending = [e for key, e in pending.items() if key not in store]
+    store.tidy()
+    held = store.holds(pending)
+    pending = [e for key, e in pending.items() if key not in held]
     cores = max(1, os.cpu_count() or 1)
     pool = executor or ThreadPoolExecutor(max_workers=cores)
     bar = tqdm.tqdm(

@@ -1,4 +1,4 @@
-"""Runs of unequal shape in one labelled dataset."""
+"""Runs of unequal shape in one labelled dataset, or one table."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +7,10 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["stack_runs"]
+__all__ = ["long_columns", "stack_runs"]
 
 # Columns of the index that say where a run lies rather than what it is.
-_PLACES = ("file", "run", "experiment", "batch_seconds")
+_PLACES = ("file", "run", "written", "experiment", "batch_seconds")
 
 
 def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
@@ -40,6 +40,25 @@ def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
             column = [row[name] for _, row in runs]
             coords[name] = ("run", _label(column))
     return xr.Dataset(data, coords)
+
+
+def long_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
+    """One line per reached row of every run: the run's axes, then level, time, step, measures."""
+    keep = np.asarray(dataset["reached"]).ravel()
+    runs, rows = dataset.sizes["run"], dataset.sizes["row"]
+    columns = {}
+    for name, coordinate in dataset.coords.items():
+        if coordinate.dims == ("run",):
+            columns[str(name)] = np.repeat(np.asarray(coordinate), rows)[keep]
+    for name, variable in {**dataset.coords, **dataset.data_vars}.items():
+        if variable.dims[:2] != ("run", "row"):
+            continue
+        flat = np.asarray(variable).reshape(runs * rows, -1)[keep]
+        if variable.ndim == 2:
+            columns[str(name)] = flat[:, 0]
+        else:
+            columns |= {f"{name}.{i}": flat[:, i] for i in range(flat.shape[1])}
+    return columns
 
 
 def _pad(values: list[np.ndarray | None], rows: int) -> np.ndarray:

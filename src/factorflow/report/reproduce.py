@@ -198,7 +198,7 @@ def _folder(out: str | os.PathLike) -> Path:
 
 def _missing(groups: Iterable[list[Experiment]], store: Store) -> int:
     keys = {experiment.key() for group in groups for experiment in group}
-    return sum(key not in store for key in keys)
+    return len(keys - store.holds(keys))
 
 
 def _announce(
