@@ -163,7 +163,7 @@ def without_places(dataset):
 def test_any_flipped_byte_is_detected_before_its_numbers_are_served(store, whole, runs):
     file, right = batch(store, 3), whole.dataset(runs[:2])
     data = file.read_bytes()
-    for position in np.random.default_rng(0).integers(len(data), size=20):
+    for position in np.random.default_rng(0).integers(len(data), size=8):
         flipped = bytearray(data)
         flipped[position] ^= 1 << position % 8
         file.write_bytes(flipped)
@@ -177,7 +177,7 @@ def test_any_flipped_byte_is_detected_before_its_numbers_are_served(store, whole
 def test_a_flipped_byte_of_the_index_is_detected(store, whole, runs):
     file, right = store / "index.parquet", whole.index
     data = file.read_bytes()
-    for position in np.random.default_rng(0).integers(len(data), size=20):
+    for position in np.random.default_rng(0).integers(len(data), size=8):
         flipped = bytearray(data)
         flipped[position] ^= 1 << position % 8
         file.write_bytes(flipped)

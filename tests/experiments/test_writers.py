@@ -1,7 +1,6 @@
 """Two processes on one store, and processes that are killed: every run once, bit by bit.
 
-The figures of `docs` and of the changelog are of `python -m experiments.writers` and this file's
-`verify` over a hundred rounds each; here are a few of them.
+The figures of `docs/stores.md` are of a hundred rounds of each; here are a few of them.
 """
 
 import json
@@ -60,11 +59,10 @@ def verify(folder, done):
         assert finished <= store.holds(run.key() for run in runs) == set(keys)
         writers.add(store, runs, batch, range(len(runs)))
         run(runs, store, progress=False)  # runs nothing, and removes what is left of the dead
-        for store in store, Store(done["store"]):
-            assert len(store) == len(runs)
-            assert store.dataset().sizes["run"] == len(runs)
-            dataset = store.dataset(runs)
-            assert dataset.identical(reference)
+        for view in store, Store(done["store"]):
+            assert len(view) == len(runs)
+            assert view.dataset().sizes["run"] == len(runs)
+            assert view.dataset(runs).identical(reference)
         assert not list(Path(done["store"]).rglob("*.tmp"))
 
 

@@ -1,9 +1,9 @@
 """Processes that write to one store at once or are killed at any instant.
 
-`python writers.py FOLDER RACES KILLS SEED [runs]`: so many times two writers on a store, and so many
-times one that is killed. What is written comes from `FOLDER/batch`:
-results that were computed before, so that a process takes milliseconds; with `runs` each process
-follows its experiments itself. It prints a line of JSON per round: the finished writings.
+`python writers.py FOLDER RACES KILLS SEED [runs]`: so many times two writers on a store, and so
+many times one that is killed. What is written comes from `FOLDER/batch`: results that were computed
+before, so that a process takes milliseconds; with `runs` each process follows its experiments
+itself. It prints a line of JSON per round, with the writings that were finished.
 """
 
 import json

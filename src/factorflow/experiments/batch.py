@@ -141,10 +141,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             _look_through(path, file, len(data))
-            if "index" not in file.attrs or "run" not in file:
+            runs = file.get("run")
+            if "index" not in file.attrs or not isinstance(runs, h5py.Dataset):
                 raise UnsoundError("is no batch: it has no attribute `index` or no dimension `run`")
-            rows = json.loads(file.attrs["index"])
-            _check_rows(rows, file["run"].shape[0])
+            rows = json.loads(str(file.attrs["index"]))
+            _check_rows(rows, runs.shape[0])
     except UnsoundError:
         raise
     except Exception as error:
@@ -174,7 +175,7 @@ def _look_through(path: Path, file: h5py.File, size: int) -> None:
         raise UnsoundError("was renamed: its checksum is not its name")
     _check_attributes(file, "/")
     total = 0
-    for name in file:
+    for name in map(str, file):
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise UnsoundError(f"has a link, {name!r}, where its numbers should be")
         item = file[name]

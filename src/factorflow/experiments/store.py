@@ -214,7 +214,8 @@ class Store:
 
         index = self.index
         if keys is not None:
-            missing = sum(key not in set(index["key"].to_list()) for key in keys)
+            present = set(index["key"].to_list())
+            missing = sum(key not in present for key in keys)
             if missing:
                 raise ValueError(
                     f"{missing} of {len(keys)} experiments are not in the store {self.path}; "
@@ -353,7 +354,7 @@ class Store:
 
     def _remember(self, name: str, dataset: "xr.Dataset") -> None:
         self._remembered[name] = dataset
-        room = _REMEMBERED_BYTES - sum(kept.nbytes for kept in self._remembered.values())
+        room = _REMEMBERED_BYTES - sum(kept.nbytes for kept in list(self._remembered.values()))
         for old in list(self._remembered):  # the oldest first
             if room >= 0:
                 break
