@@ -48,7 +48,7 @@ def batch(store, depth):
 
 
 def aged(file, change=lambda file: None):
-    """The file as versions before 0.2 wrote it, without checksum, after a change."""
+    """The file as earlier versions wrote it, without checksum, after a change."""
     with h5py.File(file, "a") as content:
         del content.attrs["schema"]
         rows = json.loads(content.attrs["index"])

@@ -16,7 +16,7 @@ __all__ = ["publish", "read_bytes", "remove_dead", "sizes"]
 
 # What writes it, and a number nobody else has: write-<machine>-<process>-<random>.tmp
 _TEMPORARY = re.compile(r"write-([0-9a-f]{12})-(\d+)-[0-9a-f]{16}\.tmp")
-# As versions before 0.2 named them: nothing says whose they are.
+# As earlier versions named them: nothing says whose they are.
 _OLD_TEMPORARY = re.compile(r"(?:index\.parquet|[0-9a-f]{20}\.nc)\.tmp")
 # A file takes seconds to write. Where nothing tells whether its writer lives, one that was not
 # touched for so long is given up; should the writer live after all, it writes the file again.

@@ -68,7 +68,7 @@ class Store:
 
     Files that are damaged, foreign or reach beyond themselves (links, external storage, arrays
     larger than their file) are left where they are, named in one warning, and not read; what they
-    held is run again by `run`. Batches of versions before 0.2 have no checksum and are read as they
+    held is run again by `run`. Batches of earlier versions have no checksum and are read as they
     are. Results of another revision of the numerics stay in the store but apart: `dataset`.
     """
 
