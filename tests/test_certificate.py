@@ -82,7 +82,8 @@ def companion(
     kind="companion_error", error=(0.0,) * 4, reached=(True,) * 4, time=(0.0,) * 4, loss=(0.0,) * 4
 ) -> Comparison:
     product, time, loss = (np.where(reached, rows, np.nan) for rows in (error, time, loss))
-    return Comparison(kind, product, time, {"loss": loss}, np.zeros(4, bool))
+    none = np.zeros(4, bool)
+    return Comparison(kind, product, time, {"loss": loss}, none, none)
 
 
 def test_a_kept_sign_proves_nothing():
@@ -170,11 +171,18 @@ def test_a_companion_that_did_not_get_there_says_nothing():
     assert short.verdict == "unverified"
 
 
-def test_another_time_refutes_a_row():
-    late = certificate(witness(), [companion(time=(0, 0, 6e-3, 6e-3))])
-    assert late.doubts == ["none", "none", "time", "time"]
+def test_another_time_refutes_a_row_but_not_its_place():
+    late = certificate(witness(), [companion(time=(0, 0, 6e-3, 0))])
+    assert late.doubts == ["none", "none", "time", "none"]
     assert late.verdict == "step_limited"
-    assert late.trusted_times.tolist() == [True, True, False, False]
+    assert late.trusted_times.tolist() == [True, True, False, True]
+    assert late.trusted_measures["loss"].all()
+
+
+def test_quite_another_time_refutes_all_rows_from_there_on():
+    late = certificate(witness(), [companion(time=(0, 2e-2, 1e-3, 0))])
+    assert late.doubts == ["none", *["chance"] * 3]
+    assert late.trusted_measures["loss"].tolist() == [True, False, False, False]
 
 
 def test_a_measure_in_doubt_leaves_the_other_numbers_of_its_row_trusted():

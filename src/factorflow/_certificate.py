@@ -28,12 +28,24 @@ DOUBTS = {
     "horizon": "the entry is near the horizon that the drift of the balance allows",
     "energy": "the loss has not fallen by the integral of the squared gradient norm",
     "time": "a companion run is at the same place at another time",
+    "chance": (
+        "a companion from a start beside it comes there so much earlier or later that rounding may "
+        "have led the run off a set that the flow never leaves"
+    ),
     "measure": "a companion run has another value of a measure (see `trusted_measures`)",
 }
 
 # Doubts that show a row to be elsewhere than the flow; the others only fail to confirm it.
-REFUTING = ("determinant_sign", "static_bound", "flow", "wider_dtype", "companion", "time")
-_NONE, _MEASURE = tuple(DOUBTS).index("none"), tuple(DOUBTS).index("measure")
+REFUTING = (
+    "determinant_sign",
+    "static_bound",
+    "flow",
+    "wider_dtype",
+    "companion",
+    "time",
+    "chance",
+)
+_NONE, _TIME, _MEASURE = (tuple(DOUBTS).index(name) for name in ("none", "time", "measure"))
 
 
 class Certificate(eqx.Module):
@@ -48,7 +60,8 @@ class Certificate(eqx.Module):
         flow's to the `tolerance` below: its time, relative; every entry of the product, relative to
         the largest; every measure, relative to what its `error` names (see `Measure`).
     - `trusted_measures`: a flag per row by the name of each measure: rows that are trusted, and
-        those where only other measures are in doubt. `trusted_times`: the same for times.
+        those where only the time or other measures are in doubt. `trusted_times`: rows where at
+        most measures are.
     - `on_invariant_set`: a flag per row: it lies on a set that the exact flow never leaves, such as
         symmetric products, but from which a perturbation of the size of rounding leads elsewhere.
     - `contradicted`: a flag per row: whether an invariant of gradient flow is violated there, so
@@ -102,10 +115,8 @@ class Certificate(eqx.Module):
     @property
     def trusted_measures(self) -> dict[str, np.ndarray]:
         """A flag per row for each measure: whether that number is to be trusted."""
-        return {
-            name: self.trusted_times & ~np.asarray(doubted)
-            for name, doubted in self.measure_doubts.items()
-        }
+        held = np.isin(np.asarray(self.doubt_codes), (_NONE, _TIME, _MEASURE))
+        return {name: held & ~np.asarray(doubted) for name, doubted in self.measure_doubts.items()}
 
     @property
     def doubts(self) -> list[str]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from factorflow._companions import Companion, afterwards, at_once, once_more
-from factorflow._compare import Comparison, Lane, compare, on_a_set, settle
+from factorflow._compare import Comparison, Lane, compare, settle
 from factorflow._evidence import judge, tolerance_of
 from factorflow._follow import follow
 from factorflow._names import named
@@ -73,12 +73,12 @@ def _second_look(
     plans = [[*finer, *unmoved] for finer, unmoved in looks]
     found = _compare_all(some, lanes, plans, width)
     settled, kept = list(compared), list(none)
-    for i, spec, run, (finer, _), further in zip(doubtful, some, lanes, looks, found, strict=True):
+    for i, spec, (finer, _), further in zip(doubtful, some, looks, found, strict=True):
         first = compared[i]
         nearer = further[: len(finer)] or [None] * len(first)
         unmoved = further[len(finer) :]
         pairs = [
-            settle(a, b, c, on_a_set(run, spec.problem.shape), tolerance_of(spec))
+            settle(a, b, c, tolerance_of(spec))
             for a, b, c in zip(first, nearer, unmoved, strict=True)
         ]
         settled[i] = [comparison for comparison, _ in pairs]

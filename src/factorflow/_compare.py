@@ -37,6 +37,7 @@ class Comparison(NamedTuple):
     - `measures`: of every measure, as its kind of error says.
     - `apart`: whether the two are as far apart in what gradient flow conserves as the run has
         drifted: a companion that agrees all the same shows that this drift decides nothing.
+    - `on_a_set`: whether both lie on an invariant set to the last bit, see `on_a_set`.
     """
 
     kind: str
@@ -44,11 +45,15 @@ class Comparison(NamedTuple):
     time: Rows
     measures: dict[str, Rows]
     apart: Flags
+    on_a_set: Flags
 
     def within(self, tolerance: float) -> Flags:
         """Rows in which the companion confirms everything."""
-        errors = [self.product, self.time, *self.measures.values()]
-        return np.all([error <= tolerance for error in errors], axis=0)
+        return self.in_place(tolerance) & (self.time <= tolerance)
+
+    def in_place(self, tolerance: float) -> Flags:
+        """Rows in which it confirms everything but perhaps the time."""
+        return np.all([e <= tolerance for e in (self.product, *self.measures.values())], axis=0)
 
 
 def compare(
@@ -79,6 +84,7 @@ def compare(
         known(_relative(run.trajectory.times, companion.trajectory.times)),
         {measure.name: known(_measured(measure, run, companion)) for measure in measures},
         there & _apart(run, companion),
+        there & on_a_set(run, shape) & on_a_set(companion, shape),
     )
 
 
@@ -109,7 +115,6 @@ def settle(
     first: Comparison,
     finer: Comparison | None,
     unmoved: Comparison,
-    on_set: Flags,
     tolerance: float,
 ) -> tuple[Comparison, Flags]:
     """The judgement of several companions, and the rows that only those on the run's set confirm.
@@ -122,7 +127,7 @@ def settle(
     if finer is not None:
         found = _chosen(agreed, first, finer)
         agreed = agreed | finer.within(tolerance)
-    kept = ~agreed & on_set & unmoved.within(tolerance)
+    kept = ~agreed & unmoved.on_a_set & unmoved.in_place(tolerance)
     return _chosen(~kept, found, unmoved), kept
 
 
@@ -136,6 +141,7 @@ def _chosen(rows: Flags, first: Comparison, second: Comparison) -> Comparison:
         where(first.time, second.time),
         {name: where(error, second.measures[name]) for name, error in first.measures.items()},
         np.where(rows, first.apart, second.apart),
+        np.where(rows, first.on_a_set, second.on_a_set),
     )
 
 

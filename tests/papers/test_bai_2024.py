@@ -104,7 +104,7 @@ def test_every_claim_has_a_mutation():
 def test_a_claim_without_its_data_does_not_hold(claim_id, dataset):
     _, claim = CLAIMS[claim_id]
     assert not claim(dataset.isel(run=[])).holds
-    for flag in ("reached", "trusted"):
+    for flag in ("reached", "trusted[nuclear_norm]"):
         assert not claim(_with(dataset, flag, np.zeros(dataset[flag].shape, bool))).holds
     for name in ("nuclear_norm", "log_singular_values"):
         gone = _with(dataset, name, np.full(dataset[name].shape, np.nan))
@@ -118,15 +118,12 @@ def test_runs_without_a_certificate_do_not_count(dataset):
     last = dataset[SCALE].values == 1e-16
     wrong = dataset["nuclear_norm"].values.copy()
     wrong[last] *= 2
-    trusted = dataset["trusted"].values.copy()
+    trusted = dataset["trusted[nuclear_norm]"].values.copy()
     trusted[last] = False
     _, claim = CLAIMS["nuclear_norm.disconnected"]
-    assert not claim(_with(dataset, "nuclear_norm", wrong).assign(trusted=_all(dataset))).holds
-    assert claim(_with(_with(dataset, "nuclear_norm", wrong), "trusted", trusted)).holds
-
-
-def _all(dataset):
-    return dataset["trusted"].dims, np.ones(dataset["trusted"].shape, bool)
+    wrong, flag = _with(dataset, "nuclear_norm", wrong), "trusted[nuclear_norm]"
+    assert not claim(_with(wrong, flag, np.ones_like(trusted))).holds
+    assert claim(_with(wrong, flag, trusted)).holds
 
 
 def test_minima_and_patterns_are_those_of_the_problems(dataset, experiments):

@@ -114,7 +114,7 @@ def test_every_claim_has_a_mutation():
 def test_a_claim_without_its_data_does_not_hold(claim_id, datasets):
     claim, dataset = CLAIMS[claim_id], _of(claim_id, datasets)
     assert not claim(dataset.isel(run=[])).holds
-    for flag in ("reached", "trusted"):
+    for flag in ("reached", "trusted[product]"):
         assert not claim(_with(dataset, flag, np.zeros(dataset[flag].shape, bool))).holds
     if not claim_id.endswith("semidefinite"):
         gone = _with(dataset, "nuclear_norm", np.full(dataset["nuclear_norm"].shape, np.nan))

@@ -4,11 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from factorflow._certificate import DOUBTS
+
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = [
     "at_losses",
+    "believed",
     "depths",
     "inits",
     "is_flow",
@@ -78,3 +81,12 @@ def unfinished(dataset: "xr.Dataset") -> str:
     """How many runs did not reach their loss, in words."""
     count = int(np.sum(np.asarray(dataset["result"]) != "loss_reached"))
     return "all runs reached their loss" if not count else f"{count} runs did not reach their loss"
+
+
+def believed(run: "xr.Dataset", measure: str) -> np.ndarray:
+    """Rows where a measure is drawn as gradient flow: trusted ones, and those nobody looked into.
+
+    Descent without companions is drawn as it is where no invariant speaks against it.
+    """
+    unconfirmed = np.asarray(run["doubt"]) == tuple(DOUBTS).index("unconfirmed")
+    return np.asarray(run[f"trusted[{measure}]"]) | unconfirmed

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from factorflow.papers.arora_cohen_hu_luo_2019.paths import along, believed
+from factorflow.papers.arora_cohen_hu_luo_2019.paths import along
 from factorflow.papers.arora_cohen_hu_luo_2019.settings import RANK, SOURCE, watched
 from factorflow.papers.arora_cohen_hu_luo_2019.solutions import select
 from factorflow.papers.base import Claim, Figure, Overlays
-from factorflow.papers.selection import depths, reached, unfinished
+from factorflow.papers.selection import believed, depths, reached, unfinished
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +35,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
         for column, depth in enumerate(found):
             upper, lower = axes[column], axes[column + len(found)]
             run = reached(select(dataset, depth=depth).isel(run=0))
-            share, trusted = np.asarray(run["share"]), believed(run)
+            share, trusted = np.asarray(run["share"]), believed(run, "product")
             for value in range(RANK):
                 curve = np.asarray(run["alignment"])[:, value]
                 label = f"singular value {value + 1}"

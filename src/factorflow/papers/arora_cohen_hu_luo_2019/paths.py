@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from factorflow._certificate import DOUBTS
 from factorflow.experiments import Experiment
 from factorflow.papers.arora_cohen_hu_luo_2019.settings import RANK
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["KEPT", "along", "believed"]
+__all__ = ["KEPT", "along"]
 
 # Singular values that are kept; the first `RANK` of them are those of the ground truth.
 KEPT = 8
@@ -54,9 +53,3 @@ def along(dataset: "xr.Dataset", experiments: list[Experiment]) -> "xr.Dataset":
         off_diagonal=(narrow, off),
         share=(narrow, loss / loss[:, :1]),
     )
-
-
-def believed(run: "xr.Dataset") -> np.ndarray:
-    """Which rows to draw as gradient flow: trusted ones, and those nobody has looked into."""
-    unconfirmed = np.asarray(run["doubt"]) == tuple(DOUBTS).index("unconfirmed")
-    return np.asarray(run["trusted"]) | unconfirmed

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from factorflow.analysis import escapes
-from factorflow.papers.arora_cohen_hu_luo_2019.paths import KEPT, along, believed
+from factorflow.papers.arora_cohen_hu_luo_2019.paths import KEPT, along
 from factorflow.papers.arora_cohen_hu_luo_2019.settings import FEW, RANK, SOURCE, watched
 from factorflow.papers.arora_cohen_hu_luo_2019.solutions import select
 from factorflow.papers.base import Claim, Figure, Overlays
-from factorflow.papers.selection import depths, reached, unfinished
+from factorflow.papers.selection import believed, depths, reached, unfinished
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +46,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
                     ax,
                     times,
                     values,
-                    trusted=np.interp(times, time, believed(run)) == 1,
+                    trusted=np.interp(times, time, believed(run, "product")) == 1,
                     color=f"C{value}" if within else "0.55",
                     label=_ordinal(value + 1) if within else f"{RANK + 1}th to {KEPT}th",
                 )

@@ -141,5 +141,5 @@ def _read(kind: str, part: "xr.Dataset") -> Curve:
         scales=-np.sort(-scales),
         excess=np.asarray(part["nuclear_norm"])[:, -1] / least - 1,
         shares=np.exp(logs - logs[:, :1]),
-        trusted=np.asarray(part["trusted"])[:, -1].astype(bool) & reached,
+        trusted=np.asarray(part["trusted[nuclear_norm]"])[:, -1].astype(bool) & reached,
     )

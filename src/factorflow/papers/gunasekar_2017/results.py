@@ -115,7 +115,7 @@ def curves(dataset: "xr.Dataset", depth: int | None = None) -> list[Curve]:
                 truth=float(part["truth_nuclear_norm"][0] / least[0] - 1),
                 smallest_eigenvalue=np.asarray(part["smallest_eigenvalue"]),
                 asymmetry=np.asarray(part["asymmetry"]),
-                trusted=np.asarray(part["trusted"])[:, -1].astype(bool) & reached,
+                trusted=np.asarray(part["trusted[product]"])[:, -1].astype(bool) & reached,
             )
         )
     if not found:

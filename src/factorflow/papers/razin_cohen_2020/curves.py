@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from factorflow._certificate import DOUBTS
-from factorflow.papers.selection import is_flow, reached
+from factorflow.papers.selection import believed, is_flow, reached
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["believed", "draw_overlays", "draw_runs", "label"]
+__all__ = ["draw_overlays", "draw_runs", "label"]
 
 
 def draw_runs(
@@ -40,29 +40,20 @@ def draw_runs(
             ax,
             np.asarray(run["loss"]),
             np.abs(np.asarray(run[measure])),
-            trusted=believed(run),
+            trusted=believed(run, measure),
             label=label(run) if names == "run" else f"{_setting(run)}, {_balance(run)}",
             color=color,
             linestyle="-" if _balanced(run) else (0, (1, 1)),
-            reason=f"not gradient flow: {_doubt(run)}",
+            reason=f"not gradient flow: {_doubt(run, measure)}",
         )
         if names == "setting" and is_flow(run):
             # Descent follows the flow so closely that one would hide the other.
             line.set(linewidth=6, alpha=0.35)
 
 
-def believed(run: "xr.Dataset") -> np.ndarray:
-    """Which rows to draw as gradient flow: trusted ones, and those nobody has looked into.
-
-    Descent without companions is drawn as it is where no invariant speaks against it.
-    """
-    unconfirmed = np.asarray(run["doubt"]) == tuple(DOUBTS).index("unconfirmed")
-    return np.asarray(run["trusted"]) | unconfirmed
-
-
-def _doubt(run: "xr.Dataset") -> str:
+def _doubt(run: "xr.Dataset", measure: str) -> str:
     """The first doubt of a run, in words."""
-    codes = np.asarray(run["doubt"])[~believed(run)]
+    codes = np.asarray(run["doubt"])[~believed(run, measure)]
     return tuple(DOUBTS)[int(codes[0])].replace("_", " ") if codes.size else ""
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from factorflow._initializer import Imbalanced
 from factorflow.experiments import Experiment
 from factorflow.papers.base import Claim, Figure, Overlays
-from factorflow.papers.razin_cohen_2020.curves import believed, draw_overlays
+from factorflow.papers.razin_cohen_2020.curves import draw_overlays
 from factorflow.papers.razin_cohen_2020.settings import FLOW_LEVELS, experiment, flow
-from factorflow.papers.selection import reached, select
+from factorflow.papers.selection import believed, reached, select
 from factorflow.reference import entry_bound, escape_horizon
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def draw(dataset: "xr.Dataset", overlays: Overlays):
                     ax,
                     np.asarray(run["loss"]),
                     np.abs(np.asarray(run["entry[0,0]"])),
-                    trusted=believed(run),
+                    trusted=believed(run, "entry[0,0]"),
                     color=f"C{index}",
                     label=f"D = {float(run['initializer.imbalance']):.0e}",
                     reason="not certified",
@@ -100,7 +100,9 @@ def _saturation(runs: "xr.Dataset") -> tuple[np.ndarray, np.ndarray, np.ndarray]
         if run.sizes["row"]:
             entry = np.abs(np.asarray(run["entry[0,0]"]))[-1]
             imbalance = float(run["initializer.imbalance"])
-            found.append((imbalance, float(entry), bool(np.asarray(run["trusted"])[-1])))
+            found.append(
+                (imbalance, float(entry), bool(np.asarray(run["trusted[entry[0,0]]"])[-1]))
+            )
     columns = np.array(sorted(found)).T
     if not found:
         return np.empty(0), np.empty(0), np.empty(0, bool)
