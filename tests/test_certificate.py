@@ -180,7 +180,7 @@ def test_another_time_refutes_a_row_but_not_its_place():
 
 
 def test_quite_another_time_refutes_all_rows_from_there_on():
-    late = certificate(witness(), [companion(time=(0, 2e-2, 1e-3, 0))])
+    late = certificate(witness(), [companion(time=(0, 4e-2, 1e-3, 0))])
     assert late.doubts == ["none", *["chance"] * 3]
     assert late.trusted_measures["loss"].tolist() == [True, False, False, False]
 

@@ -28,6 +28,7 @@ DOUBTS = {
     "horizon": "the entry is near the horizon that the drift of the balance allows",
     "energy": "the loss has not fallen by the integral of the squared gradient norm",
     "time": "a companion run is at the same place at another time",
+    "level": "between two neighbouring times the flow passes the loss of this row",
     "chance": (
         "a companion from a start beside it comes there so much earlier or later that rounding may "
         "have led the run off a set that the flow never leaves"

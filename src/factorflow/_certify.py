@@ -11,7 +11,7 @@ import numpy as np
 
 from factorflow._companions import Companion, afterwards, at_once, once_more
 from factorflow._compare import Comparison, Lane, compare, settle
-from factorflow._evidence import judge, tolerance_of
+from factorflow._evidence import agreement, judge
 from factorflow._follow import follow
 from factorflow._names import named
 from factorflow._spec import RunSpec, structure
@@ -64,7 +64,7 @@ def _second_look(
     doubtful = [
         i
         for i, (spec, run, own) in enumerate(zip(specs, runs, compared, strict=True))
-        if any(not _confirms(spec, run, comparison) for comparison in own)
+        if not _confirmed(spec, run, own)
     ]
     if not doubtful:
         return compared, none
@@ -78,16 +78,24 @@ def _second_look(
         nearer = further[: len(finer)] or [None] * len(first)
         unmoved = further[len(finer) :]
         pairs = [
-            settle(a, b, c, tolerance_of(spec))
-            for a, b, c in zip(first, nearer, unmoved, strict=True)
+            settle(a, b, c, near)
+            for a, b, c, near in zip(first, nearer, unmoved, _needed(spec, first), strict=True)
         ]
         settled[i] = [comparison for comparison, _ in pairs]
         kept[i] = np.any([rows for _, rows in pairs], axis=0)
     return settled, kept
 
 
-def _confirms(spec: RunSpec, run: Lane, comparison: Comparison) -> bool:
-    return bool(np.all(comparison.within(tolerance_of(spec)) | ~run.trajectory.reached))
+def _confirmed(spec: RunSpec, run: Lane, comparisons: list[Comparison]) -> bool:
+    """Whether every companion confirms every row that was reached."""
+    near = _needed(spec, comparisons)
+    rows = [found.within(limit) for found, limit in zip(comparisons, near, strict=True)]
+    return bool(np.all([confirmed | ~run.trajectory.reached for confirmed in rows]))
+
+
+def _needed(spec: RunSpec, comparisons: list[Comparison]) -> list[float]:
+    kinds = [comparison.kind for comparison in comparisons]
+    return [agreement(spec, kind, kinds) for kind in kinds]
 
 
 def _compare_all(

@@ -1,6 +1,7 @@
 """How the record of a run is judged, beside those of its companions."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from factorflow._spec import RunSpec
 from factorflow._witness import EVERY_ENTRY, LARGEST_PRODUCT
 from factorflow.reference import bounds_for, escape_horizon
 
-__all__ = ["judge", "tolerance_of"]
+__all__ = ["agreement", "judge"]
 
 # How near companions must be: of flows, relative to the largest entry; of descent, whose error is
 # first order in its step and drawn as a curve, one per cent.
@@ -27,6 +28,9 @@ _DESCENT_TOLERANCE = 1e-2
 # leaves an unstable set earlier by a fixed share of the time on it, the logarithm of 64 ulp over
 # that of 2^52, a tenth. Of flows in double precision, and of all others, whose errors are larger.
 _CHANCE = {True: 1e-2, False: 3e-2}
+# The share of the tolerance within which runs that err alike must agree, so that neither errs by
+# more than it.
+_MARGIN = 1 / 3
 _ENERGY = {"float64": 1e-9, "float32": 1e-3}
 # The drift of what is conserved, over the larger of the imbalance and the smallest squared singular
 # value of a factor: below this it decides nothing. At depth 2 the entry then errs by 1e-6.
@@ -41,10 +45,21 @@ _MISSED = 3.1e-6
 
 
 def tolerance_of(spec: RunSpec) -> float:
-    """How near companions of a run must be."""
+    """What the numbers of a trusted row hold to."""
     if not spec.dynamics.continuous:
         return _DESCENT_TOLERANCE
     return _FLOW_TOLERANCE[jax.tree.leaves(spec.factors)[0].dtype.name]
+
+
+def agreement(spec: RunSpec, kind: str, kinds: Sequence[str]) -> float:
+    """How near a companion of this kind must be, where there are companions of these kinds."""
+    tolerance = tolerance_of(spec)
+    if spec.dynamics.continuous:
+        return tolerance * _MARGIN
+    if kind != "companion_error":
+        return tolerance  # the flow itself shows the whole error, a wider dtype all of rounding's
+    # Half the step moves a curve by half of its error, in the first order only.
+    return tolerance / 2 * (1 if "flow_error" in kinds else _MARGIN)
 
 
 def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Certificate:
@@ -76,24 +91,24 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
     doubts.add("static_bound", np.cumsum(violated) > 0)
     moved = {"flow_error": "flow", "wider_dtype_error": "wider_dtype"}
     measured = {measure.name: np.zeros(reached.shape, bool) for measure in spec.measures}
+    kinds = [companion.kind for companion in companions]
     for companion in companions:
-        # Half the step moves a curve by half of its error.
-        share = 2 if companion.kind == "companion_error" and not continuous else 1
-        doubts.add(moved.get(companion.kind, "companion"), share * companion.product > tolerance)
+        near = agreement(spec, companion.kind, kinds)
+        doubts.add(moved.get(companion.kind, "companion"), companion.product > near)
         # Two runs that never left a set differ in time by their tolerances only.
-        late = ~np.asarray(on_set) & (share * companion.time > chance)
+        late = ~np.asarray(on_set) & (companion.time > chance)
         # What has left its way once does not come back to it.
         doubts.add("chance", reached & (np.cumsum(reached & late) > 0))
         for name, error in companion.measures.items():
-            measured[name] |= share * error > tolerance
+            measured[name] |= error > near
     for companion in companions:
         # A companion that did not get there says nothing.
         doubts.add("unconfirmed", reached & np.isnan(companion.product))
     for companion in companions:
-        share = 2 if companion.kind == "companion_error" and not continuous else 1
-        doubts.add("time", share * companion.time > tolerance)
+        doubts.add("time", companion.time > agreement(spec, companion.kind, kinds))
     if not companions or count > LARGEST_PRODUCT:
         doubts.add("unconfirmed", reached)
+    doubts.add("level", reached & (_missed(spec, rows, times) > _MARGIN * tolerance))
     harmless = np.any([c.apart & ~(c.product > tolerance) for c in companions], axis=0)
     doubts.add("drift", _drifted(spec, lane) & ~harmless)
     if continuous and balanced and not spec.dynamics.balanced:
@@ -141,6 +156,19 @@ def _drifted(spec: RunSpec, lane: Lane) -> NDArray[np.bool_]:
         return np.zeros(reached.shape, bool)
     allowed = _DRIFT * _balance_known(lane.witness.run, rows)
     return reached & (np.cumsum(reached & ~(rows["drift"] <= allowed)) > 0)
+
+
+def _missed(spec: RunSpec, rows, times) -> np.ndarray:
+    """How far from its loss a row of a flow lies, relatively.
+
+    Times have as many digits as anything. A flow that has waited for 1e16 of its own units of time
+    passes a loss between two neighbouring ones.
+    """
+    if not spec.dynamics.continuous or spec.observed_at != "loss":
+        return np.zeros(times.shape)
+    missed = np.abs(rows["loss"] / np.asarray(spec.levels) - 1)
+    # A level above that of the start is reached at once, as it is.
+    return np.where(times > 0, missed, 0)
 
 
 class _Doubts:
