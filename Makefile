@@ -10,7 +10,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help reproduce test lint bench clean
+.PHONY: help reproduce test test-lowest lint bench clean
 .NOTPARALLEL:  # two pips in one environment break each other
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "                 (SCALE=quick for a small version, OUT=DIR for another folder)"
 	@echo "make test        doctests and tests in double precision, then the tests in float32"
 	@echo "                 (WORKERS=4 for more processes at once than two)"
+	@echo "make test-lowest the oldest versions allowed: a flow and a figure, in an environment apart"
 	@echo "make lint        ruff, basedpyright and the import layers"
 	@echo "make bench       benchmarks"
 	@echo "make clean       remove .venv and caches; reports stay"
@@ -41,6 +42,13 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PARALLEL) --doctest-modules src tests
 	FACTORFLOW_TEST_PRECISION=float32 $(BIN)/python -m pytest $(PARALLEL) tests
 
+# The lower bounds in pyproject.toml are those that this passes with.
+LOWEST := $(VENV)-lowest
+test-lowest:
+	test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[plot,convex]'
+	$(LOWEST)/bin/factorflow reproduce razin_cohen_2020 --scale quick --figure step_size --out $(LOWEST)/report --no-progress
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -56,4 +64,4 @@ $(VENV)/.installed-torch: $(VENV)/.installed-plot
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(VENV)-lowest .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist

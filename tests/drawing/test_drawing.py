@@ -272,6 +272,22 @@ def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "figures").read_text() == "mine"
 
 
+def test_a_curve_of_ones_own_looks_like_no_theorem():
+    from factorflow.papers.razin_cohen_2020.curves import draw_overlays
+
+    ax = Figure().add_subplot()
+    ax.set_xlim(1e-3, 1)
+    own = {f"curve {number}": lambda loss: loss for number in range(3)}
+    draw_overlays(ax, own, {"theorem": lambda loss: 1 / loss})
+    theorem, *curves = ax.get_lines()
+    draw_overlays(alone := Figure().add_subplot(xlim=(1e-3, 1)), own)
+    looks = {(line.get_color(), line._dash_pattern) for line in [theorem, *curves]}
+    assert len(looks) == 4
+    for line in [*curves, *alone.get_lines()]:
+        assert line.get_color() != theorem.get_color()
+        assert line._dash_pattern != theorem._dash_pattern
+
+
 def test_failed_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
