@@ -281,8 +281,8 @@ def test_a_curve_of_ones_own_looks_like_no_theorem():
     draw_overlays(ax, own, {"theorem": lambda loss: 1 / loss})
     theorem, *curves = ax.get_lines()
     draw_overlays(alone := Figure().add_subplot(xlim=(1e-3, 1)), own)
-    looks = {(line.get_color(), line._dash_pattern) for line in [theorem, *curves]}
-    assert len(looks) == 4
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in [theorem, *curves]}
+    assert len(looks) == 4  # colors tell those of one's own apart
     for line in [*curves, *alone.get_lines()]:
         assert line.get_color() != theorem.get_color()
         assert line._dash_pattern != theorem._dash_pattern
