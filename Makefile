@@ -2,6 +2,8 @@
 PYTHON ?= python3
 SCALE ?= paper
 OUT ?= reports/razin_cohen_2020
+MINUTES ?= 10
+SEED ?= 0
 
 # Compilation is most of the tests' time and takes one core; a file's tests share what they compile.
 WORKERS ?= 2
@@ -10,7 +12,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help reproduce test test-lowest lint bench clean
+.PHONY: help reproduce test test-lowest lint bench campaign clean
 .NOTPARALLEL:  # two pips in one environment break each other
 
 help:
@@ -21,6 +23,8 @@ help:
 	@echo "make test-lowest the oldest versions allowed: a flow and a figure, in an environment apart"
 	@echo "make lint        ruff, basedpyright and the import layers"
 	@echo "make bench       benchmarks"
+	@echo "make campaign    random runs against an exact flow: is anything trusted that is not true?"
+	@echo "                 (MINUTES=10 SEED=0; ONLY=17.4 for one run, as it is printed)"
 	@echo "make clean       remove .venv and caches; reports stay"
 
 # One stamp per extra: a second run installs nothing until these files change.
@@ -58,6 +62,11 @@ lint: $(VENV)/.installed-lint
 # COMPARE=1 adds a plain PyTorch loop to compare with.
 bench: $(VENV)/.installed-plot $(if $(COMPARE),$(VENV)/.installed-torch)
 	$(BIN)/python benchmarks/run.py
+
+# PAGE=docs/certificates.md writes the table there.
+campaign: $(VENV)/.installed-test
+	PYTHONPATH=tests $(BIN)/python -m campaign --minutes $(MINUTES) --seed $(SEED) \
+	  $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--markdown $(PAGE))
 
 $(VENV)/.installed-torch: $(VENV)/.installed-plot
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -1,0 +1,95 @@
+"""One structure: its runs drawn, followed by factorflow, followed exactly, judged."""
+
+import time
+from collections import defaultdict
+
+import jax
+import numpy as np
+
+from campaign.draw import RUNS, Structure, draw_run
+from campaign.judge import Judgement, judge
+from campaign.truth import truths
+from factorflow._certify import follow_certified
+from factorflow._spec import structure
+
+__all__ = ["Batch", "run_structure"]
+
+# Every so many runs the reference is itself checked, by another one.
+_CHECKED = 12
+
+
+class Batch:
+    """What became of the runs of one structure."""
+
+    def __init__(self, of: Structure):
+        self.structure = of
+        self.judgements: list[Judgement] = []
+        self.refused: dict[str, str] = {}
+        self.raised: dict[str, str] = {}
+        self.reference_error = 0.0
+        self.seconds = (0.0, 0.0)
+
+
+def run_structure(seed: int, of: Structure, only: int | None = None) -> Batch:
+    batch = Batch(of)
+    groups = defaultdict(list)
+    for index in range(RUNS):
+        if only is not None and index != only:
+            continue
+        try:
+            run = draw_run(seed, of, index)
+        except ValueError as error:
+            batch.refused[f"{of.number}.{index}"] = str(error)[:200]
+            continue
+        groups[structure(run.spec)].append(run)
+    for runs in groups.values():
+        _follow(batch, of, runs)
+    return batch
+
+
+def _follow(batch: Batch, of: Structure, runs) -> None:
+    began = time.process_time()
+    try:
+        stacked = follow_certified([run.spec for run in runs], len(runs), of.certify)
+    except Exception as error:
+        for run in runs:
+            batch.raised[run.name] = f"{type(error).__name__}: {str(error)[:200]}"
+        return
+    lanes = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), stacked) for i in range(len(runs))]
+    followed = time.process_time()
+    kind = "loss" if of.observed == "loss" else "time"
+    asked, wanted, latest = [], [], []
+    for run, lane in zip(runs, lanes, strict=True):
+        rows = np.flatnonzero(lane.reached)
+        times = np.asarray(lane.times, float)[rows]
+        if kind == "time":
+            keep = np.concatenate([[True], np.diff(times) > 0]) if len(rows) else rows > 0
+            rows, times = rows[keep], times[keep]
+        asked.append(rows)
+        if kind == "loss" and not run.spec.dynamics.continuous:
+            # The first step at or below a level: on the flow's curve, if anywhere, at its own loss.
+            losses = np.asarray(lane.measures["loss"], float)[rows]
+            keep = np.concatenate([[True], np.diff(losses) < 0]) if len(rows) else rows > 0
+            rows, times, losses = rows[keep], times[keep], losses[keep]
+            asked[-1] = rows
+            wanted.append(losses)
+        else:
+            wanted.append(np.asarray(lane.levels, float)[rows] if kind == "loss" else times)
+        latest.append(1.05 * np.max(times, initial=0.0) + 1e-300)
+    specs = [run.spec for run in runs]
+    first = truths(specs, kind, wanted, latest)
+    judged = [
+        judge(run, lane, truth, None, kind, rows)
+        for run, lane, truth, rows in zip(runs, lanes, first, asked, strict=True)
+    ]
+    again = [
+        i for i, j in enumerate(judged) if j.false_trusts or (i % _CHECKED == 0 and len(asked[i]))
+    ]
+    if again:
+        pick = [[values[i] for i in again] for values in (specs, wanted, latest)]
+        second = truths(pick[0], kind, pick[1], [1.1 * t for t in pick[2]], second=True)
+        for i, other in zip(again, second, strict=True):
+            judged[i] = judge(runs[i], lanes[i], first[i], other, kind, asked[i])
+    batch.judgements += judged
+    used = batch.seconds
+    batch.seconds = (used[0] + followed - began, used[1] + time.process_time() - followed)

@@ -1,0 +1,82 @@
+"""The exact flow of a run's own numbers, as the rows that factorflow reached ask for it."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from campaign.exact.balance import balanced
+from campaign.exact.measures import product_of
+from campaign.exact.runs import Problem, Rows, follow
+
+__all__ = ["Truth", "exact_start", "problem_of", "truths"]
+
+# Gaps up to this multiple of the rounding of squared factors count as balanced, and such starts
+# stand for the exactly balanced ones of the same product: what `GradientFlow` documents.
+_BALANCE_ULPS = 1e2
+# Multiplications that a run may cost, at some 3e-9 seconds for each lane-wide one.
+_BUDGET = 6e8
+# A second reference starts this far away, relatively, and takes other steps.
+_NUDGE = 1e-26
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Rows of the exact flow, and whether they belong to an exactly balanced start."""
+
+    rows: Rows
+    balanced: bool
+    problem: Problem
+
+
+def problem_of(problem) -> Problem:
+    """In doubles, exactly: the numbers the run itself had."""
+    used = np.asarray(problem.weights) > 0
+    values = np.asarray(problem.values, float)[used]
+    sensing = hasattr(problem, "measurements")
+    return Problem(
+        tuple(problem.shape),
+        values,
+        None if sensing else np.asarray(problem.indices)[used],
+        np.asarray(problem.measurements, float)[used] if sensing else None,
+        problem.normalization == "mean",
+        "squared" if sensing else problem.penalty,
+    )
+
+
+def exact_start(factors, eps: float):
+    """The factors in double-double, balanced anew where they are balanced up to rounding."""
+    doubles = [np.asarray(factor, float) for factor in factors]
+    given = [(w, np.zeros_like(w)) for w in doubles]
+    if len(doubles) == 1:
+        return given, False
+    gaps = [b.T @ b - a @ a.T for a, b in itertools.pairwise(doubles)]
+    gap = max(np.linalg.norm(g, 2) for g in gaps)
+    size = max(np.linalg.norm(w, 2) for w in doubles) ** 2
+    if gap > _BALANCE_ULPS * eps * size:
+        return given, False
+    widths = (doubles[0].shape[1], *(w.shape[0] for w in doubles))
+    return balanced(product_of(given), widths), True
+
+
+def truths(specs, kind: str, levels, latest, second: bool = False, seed: int = 0) -> list[Truth]:
+    """Of runs of one structure; `second` nudges the starts and takes other steps."""
+    problems = [problem_of(spec.problem) for spec in specs]
+    eps = float(np.finfo(np.asarray(specs[0].factors[0]).dtype).eps)
+    starts, flags = zip(*(exact_start(spec.factors, eps) for spec in specs), strict=True)
+    depth = len(starts[0])
+    size = float(np.mean([high.shape[0] * high.shape[1] for high, _ in starts[0]])) ** 1.5
+    cost = (3 * (depth - 1) + 1) * 26**2 / 2 * (size + 4)
+    most = int(np.clip(_BUDGET / cost, 400, 8_000))
+    if second:
+        rng = np.random.default_rng(seed)
+        starts = [
+            [(high, low + _NUDGE * high * rng.normal(size=high.shape)) for high, low in start]
+            for start in starts
+        ]
+    options = {"order": 30, "tolerance": 1e-30} if second else {}
+    found = follow(problems, list(starts), kind, levels, latest, most, **options)
+    return [
+        Truth(rows, flag, problem)
+        for rows, flag, problem in zip(found, flags, problems, strict=True)
+    ]

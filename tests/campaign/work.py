@@ -1,0 +1,19 @@
+"""What a worker process of the campaign does; spawned ones find nothing in `__main__`."""
+
+import warnings
+
+__all__ = ["work"]
+
+
+def work(seed: int, numbers: list[int], channel) -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from campaign.batch import run_structure
+    from campaign.draw import draw_structure
+
+    warnings.simplefilter("ignore")
+    for number in numbers:
+        channel.send(("began", number))
+        channel.send(("done", run_structure(seed, draw_structure(seed, number))))
+    channel.send(("idle", None))
