@@ -1,6 +1,7 @@
 """What is damaged, foreign, older or too large is named and set aside, and the rest is served."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ import pytest
 import xarray as xr
 
 from experiments.common import base
-from factorflow.experiments import Store, files, run, sweep
+from factorflow.experiments import Store, files, index, run, sweep
 from factorflow.experiments.batch import file_name, to_bytes
+from factorflow.experiments.experiment import NUMERICS_REVISION, key_of
 
 # Files are the same in either precision.
 pytestmark = pytest.mark.x64
@@ -260,6 +262,19 @@ def test_batches_of_older_versions_are_read_as_they_are(store, whole, runs):
     }
 
 
+def test_the_revision_of_an_older_row_is_that_of_its_key(runs):
+    """Rows of versions before this column; 1 and 1.0 were two experiments then."""
+    text = runs[0].replace(stop__loss=1.0).to_json()
+    assert '"loss": 1.0' in text
+    for revision in 3, NUMERICS_REVISION:
+        plain = json.dumps([revision, json.loads(text)], sort_keys=True, separators=(",", ":"))
+        key = hashlib.sha256(plain.encode()).hexdigest()[:20]
+        assert index._revision({"key": key, "experiment": text}) == revision
+        key = key_of(json.loads(text), revision)
+        assert index._revision({"key": key, "experiment": text}) == revision
+    assert index._revision({"key": "0" * 20, "experiment": text}) is None
+
+
 def test_results_of_another_revision_are_kept_apart(store, whole, runs, monkeypatch):
     before = whole.dataset()
     today = int(before["numerics_revision"].values[0])
@@ -286,9 +301,9 @@ def test_an_experiment_in_two_batches_has_one_run(store, whole, runs):
     later = [{**row, "written": row["written"] + 1.0, "batch_seconds": 1e9} for row in rows]
     data = to_bytes(copy.assign_attrs(index=json.dumps(later)))
     (store / "batches" / file_name(data)).write_bytes(data)
-    for index in "behind", "lost":
+    for copy_is in "behind", "lost":
         fresh = Store(store)
-        assert fresh.index.equals(whole.index) and len(fresh) == 4, index
+        assert fresh.index.equals(whole.index) and len(fresh) == 4, copy_is
         assert fresh.dataset().identical(whole.dataset())
         (store / "index.parquet").unlink(missing_ok=True)
     # The other one serves where the first is damaged.

@@ -222,8 +222,13 @@ def _revision(row: dict[str, Any]) -> int | None:
     """The revision whose key the row has: rows of older versions do not name it."""
     with contextlib.suppress(ValueError):
         data = json.loads(row["experiment"])
-        current = numerics_revision()
-        for revision in (row.get("numerics_revision"), *range(current, 0, -1)):
-            if isinstance(revision, int) and key_of(data, revision) == row["key"]:
+        for revision in (row.get("numerics_revision"), *range(numerics_revision(), 0, -1)):
+            if isinstance(revision, int) and row["key"] in _keys(data, revision):
                 return revision
     return None
+
+
+def _keys(data: Any, revision: int) -> tuple[str, str]:
+    """Today's key, and that of versions for which 1 and 1.0 were two experiments."""
+    plain = json.dumps([revision, data], sort_keys=True, separators=(",", ":"))
+    return key_of(data, revision), hashlib.sha256(plain.encode()).hexdigest()[:20]

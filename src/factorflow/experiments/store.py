@@ -247,11 +247,13 @@ class Store:
         if not left:
             return index
         others = sorted(set(index["numerics_revision"].drop_nulls().to_list()) - {today})
-        select = f"`dataset(numerics_revision={others[-1] if others else today})`"
+        select = (
+            f", or select them with `dataset(numerics_revision={others[-1]})`" if others else ""
+        )
         text = (
             f"{left} of {index.height} runs in the store {self.path} are of another revision of "
             f"the numerics ({', '.join(map(str, others)) or 'unknown'}; today's is {today}) and "
-            f"are left out: run their experiments again, or select them with {select}."
+            f"are left out: run their experiments again{select}."
         )
         if not kept.height:
             raise ValueError(text)
