@@ -23,6 +23,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("factorflow")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not X64:
+        # What users are told once, and this job means.
+        config.addinivalue_line("filterwarnings", "ignore:This run is in single precision")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if X64:
         return

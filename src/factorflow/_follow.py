@@ -16,6 +16,7 @@ from factorflow._dynamics.base import where
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
 from factorflow._measure import Snapshot
 from factorflow._product import Factored
+from factorflow._settings import own_settings
 from factorflow._spec import RunSpec
 from factorflow._trajectory import Trajectory
 from factorflow._witness import Witness, sign_of, witness_of, witness_row
@@ -225,6 +226,7 @@ def _call(spec: RunSpec) -> tuple[Trajectory, Witness]:
     return _compiled(treedef, constants)([leaf for leaf in leaves if eqx.is_array(leaf)])
 
 
+@own_settings()
 def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witness]:
     """Runs of one structure, with a leading axis, and their records; each lane stops on its own.
 

@@ -13,6 +13,7 @@ from jax.custom_batching import sequential_vmap
 from factorflow._types import BoolScalar, FloatArray, FloatScalar, Matrix, Vector
 
 __all__ = [
+    "constant_svd",
     "in_range",
     "inverse",
     "moving_singular_values",
@@ -28,19 +29,20 @@ __all__ = [
 
 
 @sequential_vmap
-def _svd(matrix: Matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
+def svd(matrix: Matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Full singular value decomposition `(left, values, right)`, `left @ diag(values) @ right`."""
     left, values, right = jnp.linalg.svd(matrix, full_matrices=True)
     return left, values, right
 
 
 @jax.custom_jvp
-def svd(matrix: Matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Full singular value decomposition `(left, values, right)`, `left @ diag(values) @ right`."""
-    return _svd(matrix)
+def constant_svd(matrix: Matrix) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """`svd` that refuses to be differentiated, in words."""
+    return svd(matrix)
 
 
-@svd.defjvp
-def _svd_jvp(primals, tangents):
+@constant_svd.defjvp
+def _constant_svd_jvp(primals, tangents):
     raise ValueError(
         "Singular vectors are not differentiated: they turn without bound where singular values "
         "meet. Functions of the singular values have first derivatives, for matrices of more than "
@@ -67,7 +69,7 @@ def singular_values(matrix: Matrix) -> FloatArray:
 
 @singular_values.defjvp
 def _singular_values_jvp(primals, tangents):
-    left, values, right = svd(primals[0])
+    left, values, right = constant_svd(primals[0])
     return values, jnp.sign(values) * _along(left, right, tangents[0])
 
 
@@ -84,7 +86,7 @@ def moving_singular_values(values: Vector, matrix: Matrix, sign: FloatScalar) ->
 @moving_singular_values.defjvp
 def _moving_singular_values_jvp(primals, tangents):
     values, matrix, sign = primals
-    left, _, right = svd(matrix)
+    left, _, right = constant_svd(matrix)
     found = jnp.sign(slogdet(left)[0] * slogdet(right)[0])
     signs = jnp.sign(values).at[-1].multiply(jnp.where(sign == 0, 0, sign * found))
     return values, signs * _along(left, right, tangents[1])

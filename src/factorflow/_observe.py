@@ -6,6 +6,8 @@ import math
 import equinox as eqx
 import numpy as np
 
+from factorflow._numbers import refuse_traced
+
 __all__ = ["AbstractObservation", "AtEnd", "AtLosses", "AtSteps", "AtTimes", "LogSpaced", "Stop"]
 
 # A run without a limit of its own ends here: hours of descent, never an endless loop.
@@ -106,6 +108,7 @@ class AtSteps(AbstractObservation):
     steps: tuple[int, ...]
 
     def __init__(self, steps):
+        refuse_traced(steps)
         array = np.asarray(steps).ravel()
         if array.size and np.max(array) > _LARGEST_STEP:
             raise ValueError(f"AtSteps counts to 2^31 - 1 at most, got {np.max(array)}.")
@@ -165,6 +168,7 @@ class LogSpaced(AbstractObservation):
 
 
 def _plain(values) -> tuple[float, ...]:
+    refuse_traced(values)
     array = np.asarray(values, dtype=float).ravel()
     if array.size == 0 or not np.all(np.isfinite(array)):
         raise ValueError(f"Observations must be finite and at least one, got {values}.")

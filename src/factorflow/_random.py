@@ -2,18 +2,30 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from factorflow._memory import refuse_too_large
 from factorflow._types import FloatArray, RandomKey
 
-__all__ = ["gaussian"]
+__all__ = ["check_key", "gaussian"]
 
 # Up to as many numbers are drawn together; a draw of all takes some microseconds.
 _TOGETHER = 4096
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is no key of `jax.random.key`, such as a seed."""
+    if jnp.issubdtype(getattr(key, "dtype", None) or np.dtype(object), jax.dtypes.prng_key):
+        if key.shape == ():
+            return
+        raise ValueError(f"key must be a single random key, got {key.shape}: take one of them.")
+    seed = key if isinstance(key, int | np.integer) else 0
+    raise ValueError(f"key must come from jax.random.key, as jax.random.key({seed}), got {key!r}.")
 
 
 def gaussian(key: RandomKey, shape: tuple[int, ...], dtype=None) -> FloatArray:

@@ -1,5 +1,7 @@
 """The one numerical entry point."""
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from factorflow._names import named
 from factorflow._observe import AbstractObservation, Stop
 from factorflow._problem import AbstractProblem
 from factorflow._results import RESULTS, failed
+from factorflow._settings import own_settings
 from factorflow._spec import prepare
 from factorflow._trajectory import Trajectory
 from factorflow._types import Factors, RandomKey
@@ -20,6 +23,7 @@ from factorflow._types import Factors, RandomKey
 __all__ = ["simulate"]
 
 
+@own_settings()
 def simulate(
     problem: AbstractProblem,
     factorization: AbstractFactorization,
@@ -40,9 +44,9 @@ def simulate(
 
     - `problem`: what is fitted, e.g. `Completion`.
     - `factorization`: how factors compose, e.g. `DeepMatrix`.
-    - `dynamics`: `GradientDescent`, `GradientFlow` or `EndToEndFlow`.
-    - `factors`: where to start. Their dtype is the dtype of the run.
-    - `observe`: `AtLosses`, `AtTimes`, `AtSteps` or `LogSpaced`; one row per slot.
+    - `dynamics`: `GradientDescent`, `GradientFlow`, `EndToEndFlow` or `MultirateFlow`.
+    - `factors`: where to start. Their dtype, float32 or float64, is the dtype of the run.
+    - `observe`: `AtLosses`, `AtTimes`, `AtSteps`, `LogSpaced` or `AtEnd`; one row per slot.
     - `stop`: a `Stop`. The run also ends once every row is observed if `stop` names no limit.
     - `measures`: names, `Measure`s, or functions of a `Snapshot`.
     - `key`: a random key, needed by minibatches and label noise only.
@@ -57,6 +61,13 @@ def simulate(
     **Returns:** a `Trajectory`.
 
     **Raises:** `ValueError` for input that cannot be run, `RuntimeError` for a run that failed.
+
+    A run is compiled as a whole, once per structure: `simulate` is not called under `jit`, `vmap`
+    or `grad`. Many runs at once are `factorflow.experiments.run`'s; derivatives are those of a
+    problem's `loss` and of measures.
+
+    **Warns:** `UserWarning`, once per process, where JAX's default has made it a run in single
+    precision; `jax.config.update("jax_enable_x64", True)` at the start of a program enables double.
 
     !!! example
 
@@ -83,6 +94,7 @@ def simulate(
         measures=measures,
         key=key,
     )
+    _say_if_single(spec.factors)
     if progress_meter is not None:
         progress_meter(f"following {len(spec.levels)} rows")
     # Arrays without dimensions, not NumPy scalars, which an enumeration cannot read.
@@ -98,3 +110,18 @@ def simulate(
             f"{float(time):.6g} with loss {float(loss):.6g}; `throw=False` returns the rows so far."
         )
     return trajectory
+
+
+@functools.cache  # once per process
+def _warn_of_single() -> None:
+    warnings.warn(
+        "This run is in single precision, JAX's default: about seven digits, and certificates to "
+        "1e-2 instead of 1e-6. For double precision put "
+        'jax.config.update("jax_enable_x64", True) before the first array.',
+        stacklevel=4,
+    )
+
+
+def _say_if_single(factors: Factors) -> None:
+    if not jax.config.jax_enable_x64 and jax.tree.leaves(factors)[0].dtype == "float32":  # pyright: ignore[reportAttributeAccessIssue]
+        _warn_of_single()

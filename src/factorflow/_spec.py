@@ -11,8 +11,10 @@ import numpy as np
 from factorflow._dynamics import AbstractDynamics, is_solver
 from factorflow._factorization import AbstractFactorization
 from factorflow._measure import Measure, as_measures
+from factorflow._numbers import refuse_masked, refuse_traced
 from factorflow._observe import DEFAULT_MAX_STEPS, AbstractObservation, Stop
 from factorflow._problem import AbstractProblem, Completion
+from factorflow._random import check_key
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["RunSpec", "as_arrays", "prepare", "structure"]
@@ -55,19 +57,21 @@ def prepare(
     key: RandomKey | None = None,
 ) -> RunSpec:
     """Validate a run and turn every number in it into an array of the factors' dtype."""
-    for name, value, kind in (
-        ("problem", problem, AbstractProblem),
-        ("factorization", factorization, AbstractFactorization),
-        ("dynamics", dynamics, AbstractDynamics),
-        ("observe", observe, AbstractObservation),
-        ("stop", stop, Stop),
+    for name, value, kind, examples in (
+        ("problem", problem, AbstractProblem, "a problem, such as Completion or Sensing"),
+        ("factorization", factorization, AbstractFactorization, "a factorization, as DeepMatrix"),
+        ("dynamics", dynamics, AbstractDynamics, "a dynamics, as GradientFlow or GradientDescent"),
+        ("observe", observe, AbstractObservation, "an observation, such as AtLosses or AtSteps"),
+        ("stop", stop, Stop, "a Stop"),
     ):
         if not isinstance(value, kind):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}.")
-    if key is not None and not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must come from jax.random.key, got {key!r}.")
-    factors = jax.tree.map(jnp.asarray, factors)
+            raise ValueError(f"{name} must be {examples}, got {value!r}.")
+    refuse_traced(problem, dynamics, factors, observe, stop, key)
+    if key is not None:
+        check_key(key)
+    factors = jax.tree.map(_as_factor, factors)
     dtype = _check_factors(problem, factorization, factors)
+    _check_precision(problem, dtype)
     dynamics = dynamics.resolve(problem, factorization, factors)
     observed_at, levels = observe.resolve(stop)
     _check_resolvable(problem, dynamics, dtype, observed_at, levels, stop)
@@ -133,7 +137,7 @@ def _check_resolvable(problem, dynamics, dtype, observed_at, levels, stop) -> No
         return
     values = getattr(problem, "values", None)
     size = 1.0 if values is None else float(np.max(np.abs(values)))
-    least = (float(jnp.finfo(dtype).eps) * size) ** 2 / 2
+    least = np.square(float(jnp.finfo(dtype).eps) * min(size, _largest_square(dtype))) / 2
     losses = [*np.ravel(levels)] if observed_at == "loss" else []
     losses += [] if stop.loss is None else [stop.loss]
     for loss in losses:
@@ -143,6 +147,40 @@ def _check_resolvable(problem, dynamics, dtype, observed_at, levels, stop) -> No
                 f"observed entries of size {size:.3g}: ask for larger losses"
                 + ("." if dtype == jnp.float64 else ", or use float64.")
             )
+
+
+def _as_factor(leaf: Any) -> jax.Array:
+    refuse_masked("a factor", leaf)
+    if np.iscomplexobj(leaf):
+        raise ValueError("factors must be real: drop the imaginary part, `factor.real`.")
+    return jnp.asarray(leaf)
+
+
+def _largest_square(dtype) -> float:
+    return float(jnp.finfo(dtype).max) ** 0.5
+
+
+def _check_precision(problem, dtype) -> None:
+    """Refuse numbers of a problem that are rounded to less than the run's precision, or too large.
+
+    JAX rounds what it is given to single precision until x64 is enabled.
+    """
+    for leaf in jax.tree.leaves(problem):
+        if eqx.is_inexact_array(leaf) and leaf.dtype.itemsize < dtype.itemsize:
+            raise ValueError(
+                f"The problem's numbers are {leaf.dtype}, the factors {dtype}: the problem was "
+                "made before double precision was enabled, and its numbers are rounded. Make it "
+                'after jax.config.update("jax_enable_x64", True).'
+            )
+    values, squares = getattr(problem, "values", None), getattr(problem, "penalty", "squared")
+    if values is None or squares != "squared":
+        return
+    size = float(np.max(np.abs(values)))
+    if size > _largest_square(dtype):
+        raise ValueError(
+            f"values of size {size:.3g} have squares beyond {dtype}, so that every loss would be "
+            f"infinite. Divide values by a scale: {_largest_square(dtype):.1g} is the most."
+        )
 
 
 def _check_factors(problem, factorization, factors) -> np.dtype:
@@ -161,9 +199,12 @@ def _check_factors(problem, factorization, factors) -> np.dtype:
     leaves = jax.tree.leaves(factors)
     dtype = leaves[0].dtype
     for leaf in leaves:
-        if leaf.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
-            found = sorted({str(leaf.dtype) for leaf in leaves})
-            raise ValueError(f"factors must share one floating dtype, got {found}.")
+        if leaf.dtype != dtype or str(dtype) not in ("float32", "float64"):
+            found = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+            raise ValueError(
+                f"factors must share one floating dtype, float32 or float64, got {found}: convert "
+                "them with `.astype`, or let an initializer make them."
+            )
         if not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError("factors hold NaN or infinity; start from finite numbers.")
     zeros = sum(not np.any(np.asarray(leaf)) for leaf in leaves)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trajectory"]
 
+# Rows at either end that `repr` shows.
+_SHOWN = 5
+
 
 class Trajectory(eqx.Module):
     """The observed rows of a run, and how it ended.
@@ -58,6 +61,30 @@ class Trajectory(eqx.Module):
         """The name of the result, e.g. `"loss_reached"`."""
         return result_name(self.result)
 
+    def __repr__(self) -> str:
+        """A short table: rows with their level, time and loss, and what may be believed."""
+        if np.ndim(self.reached) != 1:
+            return f"Trajectory(batch of shape {np.shape(self.reached)[:-1]})"
+        count = len(self.reached)
+        # The first and the last rows say most.
+        shown = [*range(min(count, _SHOWN)), *range(max(count - _SHOWN, _SHOWN), count)]
+        numbers = {self.observed_at: self.levels, "time": self.times, "step": self.steps}
+        numbers |= {name: v for name, v in self.measures.items() if np.ndim(v) == 1}
+        numbers |= {"trusted": self.certificate.trusted}
+        columns = [
+            [name, *(_written(np.asarray(values)[row], self.reached[row]) for row in shown)]
+            for name, values in numbers.items()
+        ]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            for cells in zip(*columns, strict=True)
+        ]
+        if count > 2 * _SHOWN:
+            lines.insert(1 + _SHOWN, f"({count - 2 * _SHOWN} more rows)".rjust(len(lines[0])))
+        ended = f"{self.result_name}, {self.certificate.verdict}, by {self.integrator}"
+        return "\n".join([f"Trajectory of {count} rows: {ended}", *lines])
+
     def to_xarray(self) -> "xr.Dataset":
         """A labelled dataset with dimension `row`: measures, `time`, `step`, `reached`, flags."""
         import xarray as xr
@@ -81,6 +108,14 @@ class Trajectory(eqx.Module):
 
     def _columns(self) -> dict[str, np.ndarray]:
         return table_columns(self.to_xarray())
+
+
+def _written(value: Any, reached: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return str(value) if reached else "-"
+    return f"{value:.6g}"
 
 
 def variables(

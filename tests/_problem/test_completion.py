@@ -240,7 +240,11 @@ BAD_INPUT = [
     ("empty, of shape (0, 2)", completion(indices=np.zeros((0, 2), int)), r"indices is empty"),
     ("float indices", completion(indices=[[0.0, 1.0], [1.0, 2.0]]), r"integers, got float64"),
     ("boolean indices", completion(indices=np.ones((2, 2), bool)), r"integers, got bool"),
-    ("too few columns", completion((2, 3, 4)), r"\(n, 3\), one column per mode.*got \(2, 2\)"),
+    (
+        "too few columns",
+        completion((2, 3, 4)),
+        r"\(n, 3\), one row per .*column per mode.*got \(2, 2\)",
+    ),
     ("flat indices", completion(indices=[0, 1]), r"\(n, 2\).*got \(2,\)"),
     (
         "row out of range",

@@ -12,6 +12,7 @@ import numpy as np
 from factorflow._factorization.base import AbstractFactorization, dense_shape, integer
 from factorflow._linalg import svd
 from factorflow._memory import refuse_too_large
+from factorflow._settings import own_settings
 from factorflow._types import Factors, FloatArray, Matrix
 
 __all__ = ["DeepMatrix", "balanced_factors", "balanced_from_spectrum", "imbalance"]
@@ -155,6 +156,7 @@ def imbalance(factors: Factors) -> tuple[FloatArray, ...]:
     return tuple(outer.T @ outer - inner @ inner.T for inner, outer in itertools.pairwise(factors))
 
 
+@own_settings()
 def balanced_factors(factorization: DeepMatrix, product) -> tuple[Matrix, ...]:
     r"""Exactly balanced factors of a given product.
 

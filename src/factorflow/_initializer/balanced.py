@@ -15,7 +15,9 @@ from factorflow._initializer.base import (
     with_determinant,
 )
 from factorflow._memory import refuse_too_large
-from factorflow._random import gaussian
+from factorflow._numbers import as_floats
+from factorflow._random import check_key, gaussian
+from factorflow._settings import own_settings
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["Balanced"]
@@ -71,6 +73,7 @@ class Balanced(AbstractInitializer):
         elif product_scale is not None:
             raise ValueError("Give product_scale= or product=, not both.")
 
+    @own_settings()
     def __call__(
         self, factorization: AbstractFactorization, key: RandomKey | None = None
     ) -> Factors:
@@ -92,6 +95,7 @@ class Balanced(AbstractInitializer):
                 "is drawn as a whole,",
                 "Take Gaussian(product_scale=...), which draws the factors, or a smaller shape.",
             )
+            check_key(key)
             product = self.product_scale * gaussian(key, factorization.shape)
         return with_determinant(
             factorization, balanced_factors(factorization, product), self.determinant
@@ -99,7 +103,7 @@ class Balanced(AbstractInitializer):
 
 
 def _as_rows(product) -> tuple[tuple[float, ...], ...]:
-    array = np.asarray(product)
+    array = np.asarray(as_floats("product", product))
     if array.ndim != 2 or not np.all(np.isfinite(array)):
         raise ValueError(f"product must be a matrix of finite numbers, got {product!r}.")
     return tuple(tuple(map(float, row)) for row in array)

@@ -12,7 +12,8 @@ from factorflow._initializer.base import (
     factor_scale_for,
     with_determinant,
 )
-from factorflow._random import gaussian
+from factorflow._random import check_key, gaussian
+from factorflow._settings import own_settings
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["Gaussian"]
@@ -53,11 +54,13 @@ class Gaussian(AbstractInitializer):
         check_scales(factor_scale=self.factor_scale, product_scale=self.product_scale)
         check_determinant(self.determinant)
 
+    @own_settings()
     def __call__(
         self, factorization: AbstractFactorization, key: RandomKey | None = None
     ) -> Factors:
         if key is None:
             raise ValueError("Gaussian needs a random key: `Gaussian(...)(factorization, key)`.")
+        check_key(key)
         scale = self.factor_scale
         if scale is None:
             assert self.product_scale is not None  # check_scales saw to it

@@ -13,6 +13,7 @@ from factorflow._initializer.base import (
     root_scale,
     with_determinant,
 )
+from factorflow._settings import own_settings
 from factorflow._types import Factors, RandomKey
 
 __all__ = ["Identity"]
@@ -51,6 +52,7 @@ class Identity(AbstractInitializer):
         check_scales(factor_scale=self.factor_scale, product_scale=self.product_scale)
         check_determinant(self.determinant)
 
+    @own_settings()
     def __call__(
         self, factorization: AbstractFactorization, key: RandomKey | None = None
     ) -> Factors:

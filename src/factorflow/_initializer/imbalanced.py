@@ -13,7 +13,8 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._initializer.balanced import Balanced
 from factorflow._initializer.base import AbstractInitializer, Sign, check_determinant, check_scales
 from factorflow._linalg import singular_values
-from factorflow._random import gaussian
+from factorflow._random import check_key, gaussian
+from factorflow._settings import own_settings
 from factorflow._types import Factors, FloatScalar, RandomKey
 
 __all__ = ["Imbalanced"]
@@ -67,6 +68,7 @@ class Imbalanced(AbstractInitializer):
                 f"imbalance must be positive and finite, got {size}; for 0 use Balanced."
             )
 
+    @own_settings()
     def __call__(
         self, factorization: AbstractFactorization, key: RandomKey | None = None
     ) -> Factors:
@@ -74,6 +76,7 @@ class Imbalanced(AbstractInitializer):
             raise ValueError("Imbalanced needs a DeepMatrix of depth 2 or more.")
         if key is None:
             raise ValueError("Imbalanced needs a random key.")
+        check_key(key)
         start, way = jax.random.split(key)
         initial = Balanced(product_scale=self.product_scale, determinant=self.determinant)
         balanced = initial(factorization, start)

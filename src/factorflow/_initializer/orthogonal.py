@@ -13,6 +13,8 @@ from factorflow._initializer.base import (
     root_scale,
     with_determinant,
 )
+from factorflow._random import check_key
+from factorflow._settings import own_settings
 from factorflow._types import Factors, FloatArray, RandomKey
 
 __all__ = ["Orthogonal"]
@@ -63,6 +65,7 @@ class Orthogonal(AbstractInitializer):
         check_scales(factor_scale=self.factor_scale, product_scale=self.product_scale)
         check_determinant(self.determinant)
 
+    @own_settings()
     def __call__(
         self, factorization: AbstractFactorization, key: RandomKey | None = None
     ) -> Factors:
@@ -72,6 +75,7 @@ class Orthogonal(AbstractInitializer):
             raise ValueError(
                 "Orthogonal needs a random key: `Orthogonal(...)(factorization, key)`."
             )
+        check_key(key)
         scale = root_scale(self.factor_scale, self.product_scale, factorization.depth)
         factors = tuple(
             scale * _semi_orthogonal(jax.random.fold_in(key, layer), *struct.shape)

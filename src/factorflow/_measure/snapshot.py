@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from factorflow._factorization import AbstractFactorization
-from factorflow._linalg import svd
+from factorflow._linalg import constant_svd
 from factorflow._problem import AbstractProblem
 from factorflow._product import AbstractProduct, Dense, no_matrix
 from factorflow._types import Factors, FloatArray, FloatScalar, IntScalar
@@ -67,7 +67,7 @@ class Snapshot:
         """Left `(m, k)` and right `(n, k)` singular vectors of the dense product."""
         if self.dense.ndim != 2:
             raise ValueError(no_matrix(self.dense.shape))
-        left, values, right = svd(self.dense)
+        left, values, right = constant_svd(self.dense)
         return left[:, : values.shape[0]], right[: values.shape[0]].T
 
     @functools.cached_property

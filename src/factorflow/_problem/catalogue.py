@@ -15,6 +15,8 @@ from factorflow._problem.ground_truth import (
     low_rank,
     rescaled,
 )
+from factorflow._random import check_key
+from factorflow._settings import own_settings
 from factorflow._types import Penalty, RandomKey
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 
+@own_settings()
 def razin_cohen_problem(
     dim: int = 2, z: float = 1.0, z_prime: float = 1.0, eps: float = 0.0
 ) -> Completion:
@@ -91,6 +94,7 @@ def razin_cohen_parameters(problem: AbstractProblem) -> tuple[int, float, float,
     return dim, float(values[0, 1]), float(values[1, 0]), float(values[1, 1])
 
 
+@own_settings()
 def random_low_rank_problem(
     key: RandomKey,
     shape: tuple[int, ...] = (100, 100),
@@ -128,6 +132,7 @@ def random_low_rank_problem(
 
         ```
     """
+    check_key(key)
     size = math.prod(shape)
     check_at_least_one(rank=rank)
     if not 1 <= n_observed <= size:
@@ -146,6 +151,7 @@ def random_low_rank_problem(
     )
 
 
+@own_settings()
 def block_completion_problem(
     key: RandomKey,
     rows: tuple[int, ...] = (3, 3),
@@ -187,6 +193,7 @@ def block_completion_problem(
 
         ```
     """
+    check_key(key)
     if not rows or len(rows) != len(columns) or min(*rows, *columns) < 1:
         raise ValueError(
             f"rows and columns need one size of 1 or more per block, got {rows} and {columns}."
@@ -200,6 +207,7 @@ def block_completion_problem(
     return Completion(shape, indices, values, target, normalization=normalization, room=room)
 
 
+@own_settings()
 def connected_completion_problem(
     key: RandomKey,
     shape: tuple[int, int] = (6, 5),
@@ -239,6 +247,7 @@ def connected_completion_problem(
 
         ```
     """
+    check_key(key)
     size, least = math.prod(shape), sum(shape) - 1
     if not least <= n_observed <= size:
         raise ValueError(

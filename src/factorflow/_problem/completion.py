@@ -8,8 +8,10 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from factorflow._functions import canonical
 from factorflow._memory import refuse_too_large
 from factorflow._names import named
+from factorflow._numbers import as_floats, refuse_masked
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.observations import (
     NORMALIZATIONS,
@@ -19,6 +21,7 @@ from factorflow._problem.observations import (
     sample,
 )
 from factorflow._product import AbstractProduct
+from factorflow._settings import own_settings
 from factorflow._types import FloatArray, FloatScalar, Penalty, RandomKey
 
 __all__ = ["Completion"]
@@ -40,7 +43,8 @@ class Completion(AbstractProblem):
     **Arguments:**
 
     - `shape`: shape of the product, `(d_1, ..., d_N)` with `N >= 2`.
-    - `indices`: integers of shape `(n, N)`, one row per observation.
+    - `indices`: integers of shape `(n, N)`, one row per observation, as `np.argwhere` gives; what
+        `np.where` gives, an array per mode, is refused.
     - `values`: the observed values $b$, shape `(n,)`.
     - `target`: the ground truth, shape `shape`, or `None`. Only measures use it.
     - `normalization`: `"half_sum"` or `"mean"`.
@@ -48,7 +52,8 @@ class Completion(AbstractProblem):
     - `room`: pads the observations to this number without changing the problem: a sweep over the
         number of observations then compiles once. Minibatches are not drawn from padded ones.
 
-    **Raises:** `ValueError` for empty, out-of-range, non-finite or contradicting observations.
+    **Raises:** `ValueError` for empty, out-of-range, non-finite, complex, masked or contradicting
+    observations.
 
     !!! example
 
@@ -74,6 +79,7 @@ class Completion(AbstractProblem):
     count: FloatArray
     room: int | None = eqx.field(static=True)
 
+    @own_settings()
     def __init__(
         self,
         shape,
@@ -88,10 +94,10 @@ class Completion(AbstractProblem):
         if len(self.shape) < 2 or min(self.shape) < 1:
             raise ValueError(f"shape must have two or more modes of size >= 1, got {self.shape}.")
         self.normalization = named("normalization", normalization, NORMALIZATIONS)
-        self.penalty = loss if callable(loss) else named("loss", loss, PENALTIES)
+        self.penalty = canonical(loss) if callable(loss) else named("loss", loss, PENALTIES)
         self.indices = _checked_indices(self.shape, indices)
-        dtype = jnp.result_type(float)
-        self.values = jnp.asarray(values, dtype)
+        self.values = as_floats("values", values)
+        dtype = self.values.dtype
         if self.values.shape != (self.indices.shape[0],):
             raise ValueError(
                 f"values must have shape ({self.indices.shape[0]},), one per row of indices, got "
@@ -104,7 +110,7 @@ class Completion(AbstractProblem):
         self.room = room
         if room is not None:
             self._pad(room)
-        self.target = None if target is None else jnp.asarray(target, dtype)
+        self.target = None if target is None else as_floats("target", target)
         if self.target is not None:
             require_finite("target", self.target)
             if self.target.shape != self.shape:
@@ -123,9 +129,9 @@ class Completion(AbstractProblem):
         if self.masked is not None:
             weights, values = self.masked
             residuals = self._dense(product) - values
-            if callable(self.penalty):
-                # A penalty of one's own may have no derivative where an entry is not observed.
-                residuals = jnp.where(weights == 0, 1, residuals)
+            # The square of a hidden entry may overflow, and infinity times 0 is no number; a
+            # penalty of one's own may have no derivative at 0.
+            residuals = jnp.where(weights == 0, int(callable(self.penalty)), residuals)
             total = jnp.sum(weights * self._penalty(residuals))
         else:
             residuals = product.at(self.indices) - self.values
@@ -138,7 +144,9 @@ class Completion(AbstractProblem):
             raise ValueError("held_out_loss needs a target; give `Completion(..., target=...)`.")
         # From the indices, not the weights: what a minibatch leaves out has still been observed.
         hidden = jnp.ones(self.shape, self.values.dtype).at[self._places()].set(0)
-        total = jnp.sum(hidden * self._penalty(product.dense() - self.target))
+        residuals = product.dense() - self.target
+        residuals = jnp.where(hidden == 0, int(callable(self.penalty)), residuals)
+        total = jnp.sum(hidden * self._penalty(residuals))
         if self.normalization == "half_sum":
             return total / 2
         return total / jnp.maximum(jnp.sum(hidden), 1)
@@ -166,6 +174,7 @@ class Completion(AbstractProblem):
             is_leaf=lambda leaf: leaf is None,
         )
 
+    @own_settings()
     def observed_entries(self) -> FloatArray:
         """The observed values in their places and zeros elsewhere: the linear baseline."""
         if self.masked is not None:
@@ -222,6 +231,13 @@ def _over_all_entries(
 def _checked_indices(shape: tuple[int, ...], indices) -> jax.Array:
     if isinstance(indices, jax.core.Tracer):
         return indices
+    refuse_masked("indices", indices)
+    arrays = np.ndarray | jax.Array
+    if isinstance(indices, tuple) and indices and all(isinstance(i, arrays) for i in indices):
+        raise ValueError(
+            "indices is a tuple of arrays, as np.where gives: give one row per observation, "
+            "np.argwhere(mask) or np.stack(indices, axis=-1)."
+        )
     array = np.asarray(indices)
     if array.size == 0:
         raise ValueError("indices is empty: a completion problem needs one observation or more.")
@@ -229,8 +245,9 @@ def _checked_indices(shape: tuple[int, ...], indices) -> jax.Array:
         raise ValueError(f"indices must be integers, got {array.dtype}.")
     if array.ndim != 2 or array.shape[1] != len(shape):
         raise ValueError(
-            f"indices must have shape (n, {len(shape)}), one column per mode of {shape}, got "
-            f"{array.shape}."
+            f"indices must have shape (n, {len(shape)}), one row per observation and one column "
+            f"per mode of {shape}, got {array.shape}"
+            + ("; transpose it." if array.shape[:1] == (len(shape),) else ".")
         )
     bad = np.argwhere((array < 0) | (array >= np.asarray(shape)))
     if len(bad):

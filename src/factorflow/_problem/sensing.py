@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from factorflow._names import named
+from factorflow._numbers import as_floats
 from factorflow._problem.base import AbstractProblem
 from factorflow._problem.observations import (
     NORMALIZATIONS,
@@ -12,6 +13,7 @@ from factorflow._problem.observations import (
     sample,
 )
 from factorflow._product import AbstractProduct
+from factorflow._settings import own_settings
 from factorflow._types import FloatArray, FloatScalar, RandomKey
 
 __all__ = ["Sensing"]
@@ -31,7 +33,7 @@ class Sensing(AbstractProblem):
     - `target`: the ground truth, shape `(d_1, ..., d_N)`, or `None`. Only measures use it.
     - `normalization`: `"half_sum"` or `"mean"`.
 
-    **Raises:** `ValueError` for empty, non-finite or misshapen input.
+    **Raises:** `ValueError` for empty, non-finite, complex, masked or misshapen input.
 
     !!! example
 
@@ -52,10 +54,10 @@ class Sensing(AbstractProblem):
     target: FloatArray | None
     normalization: str = eqx.field(static=True)
 
+    @own_settings()
     def __init__(self, measurements, values, target=None, normalization="half_sum"):
-        dtype = jnp.result_type(float)
-        self.measurements = jnp.asarray(measurements, dtype)
-        self.values = jnp.asarray(values, dtype)
+        self.measurements = as_floats("measurements", measurements)
+        self.values = as_floats("values", values)
         self.normalization = named("normalization", normalization, NORMALIZATIONS)
         if self.measurements.ndim < 3 or self.measurements.size == 0:
             raise ValueError(
@@ -69,7 +71,7 @@ class Sensing(AbstractProblem):
                 f"{self.values.shape}."
             )
         self.weights = jnp.ones_like(self.values)
-        self.target = None if target is None else jnp.asarray(target, dtype)
+        self.target = None if target is None else as_floats("target", target)
         for name in ("measurements", "values", "target"):
             if getattr(self, name) is not None:
                 require_finite(name, getattr(self, name))

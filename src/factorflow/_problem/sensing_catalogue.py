@@ -9,12 +9,14 @@ from factorflow._memory import refuse_too_large
 from factorflow._names import named
 from factorflow._problem.ground_truth import check_at_least_one, low_rank, rescaled
 from factorflow._problem.sensing import Sensing
-from factorflow._random import gaussian
+from factorflow._random import check_key, gaussian
+from factorflow._settings import own_settings
 from factorflow._types import FloatArray, RandomKey
 
 __all__ = ["commuting_sensing_problem", "random_sensing_problem"]
 
 
+@own_settings()
 def random_sensing_problem(
     key: RandomKey,
     shape: tuple[int, ...] = (10, 10),
@@ -57,6 +59,7 @@ def random_sensing_problem(
 
         ```
     """
+    check_key(key)
     check_at_least_one(rank=rank, n_measurements=n_measurements)
     if semidefinite and (len(shape) != 2 or shape[0] != shape[1]):
         raise ValueError(
@@ -75,6 +78,7 @@ def random_sensing_problem(
     return Sensing(measurements, values, target, normalization=normalization)
 
 
+@own_settings()
 def commuting_sensing_problem(
     key: RandomKey,
     dim: int = 10,
@@ -137,6 +141,7 @@ def commuting_sensing_problem(
         }
         ```
     """
+    check_key(key)
     check_at_least_one(dim=dim, rank=rank, n_measurements=n_measurements)
     if rank > dim:
         raise ValueError(f"rank must be at most dim={dim}, got {rank}.")

@@ -14,6 +14,7 @@ from factorflow._factorization import AbstractFactorization
 from factorflow._initializer import AbstractInitializer
 from factorflow._initializer.base import Sign
 from factorflow._problem import AbstractProblem
+from factorflow._settings import own_settings
 from factorflow.analysis._quantities import (
     Minima,
     Quantity,
@@ -128,6 +129,7 @@ class Minimized:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+@own_settings()
 def what_is_minimized(
     problem: AbstractProblem,
     factorization: AbstractFactorization,

@@ -16,6 +16,7 @@ import numpy as np
 import tqdm
 
 from factorflow._certify import follow_certified
+from factorflow._settings import own_settings
 from factorflow._spec import RunSpec, structure
 from factorflow._trajectory import Trajectory
 from factorflow.experiments.experiment import Experiment
@@ -50,6 +51,7 @@ class _Chunk(NamedTuple):
     certify: str
 
 
+@own_settings()
 def run(
     experiments: Experiment | Iterable[Experiment],
     store: Store | str | os.PathLike,

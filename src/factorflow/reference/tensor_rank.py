@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 from threadpoolctl import ThreadpoolController
 
+from factorflow._settings import own_settings
 from factorflow.reference._inputs import is_traced, require_at_least
 from factorflow.reference._patience import COMPLETE, Patience
 from factorflow.reference.cp_errors import sum_of_squares
@@ -66,6 +67,7 @@ class RankBounds:
         return f"RankBounds(rank {rank} of a {shape} tensor, {self.ended})"
 
 
+@own_settings()
 def cp_rank(
     tensor: ArrayLike,
     mse: float | int | None = None,
