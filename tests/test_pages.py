@@ -12,8 +12,6 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 # A block, and the indented lines after it: what it prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?: {4}[^\n]*\n|\n)+))?", re.M | re.S)
-    r"^```python\n(.*?)^```\n(?:\n((?: {4}[^\n]*\n|\n)+))?", re.MULTILINE | re.DOTALL
-)
 SWITCHES = {
     "JAX_DEBUG_NANS": "1",
     "JAX_DEBUG_INFS": "1",
