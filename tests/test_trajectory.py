@@ -1,5 +1,8 @@
 """What a run leaves behind, and the tables and datasets made of it."""
 
+import copy
+import pickle
+
 import numpy as np
 import polars as pl
 import pytest
@@ -140,3 +143,15 @@ def test_unwritable_paths_are_named(trajectory, tmp_path, kind):
     with pytest.raises(ValueError, match=r"Cannot write .*folder.*Choose a writable"):
         write(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_trajectory_shows_its_rows_and_survives_pickling(trajectory):
+    title, head, *rows = repr(trajectory).splitlines()
+    assert "4 rows" in title and trajectory.certificate.verdict in title
+    assert head.split()[:4] == ["loss", "time", "step", "schatten_norm[0.5]"]
+    assert len(rows) == 4 and rows[-1].split()[1:3] == ["nan", "-"]
+    for row, time, loss in zip(rows, trajectory.times, trajectory.measures["loss"], strict=True):
+        np.testing.assert_allclose([float(x) for x in row.split()[:2]], [loss, time], rtol=1e-5)
+    other = pickle.loads(pickle.dumps(trajectory))
+    assert repr(other) == repr(copy.deepcopy(trajectory)) == repr(trajectory)
+    np.testing.assert_array_equal(other.measures["loss"], trajectory.measures["loss"])
