@@ -11,7 +11,7 @@ import numpy as np
 
 from factorflow._companions import Companion, afterwards, at_once, once_more
 from factorflow._compare import Comparison, Lane, compare, settle
-from factorflow._evidence import agreement, judge
+from factorflow._evidence import Agreement, agreement, judge
 from factorflow._follow import follow
 from factorflow._names import named
 from factorflow._spec import RunSpec, structure
@@ -78,7 +78,7 @@ def _second_look(
         nearer = further[: len(finer)] or [None] * len(first)
         unmoved = further[len(finer) :]
         pairs = [
-            settle(a, b, c, near)
+            settle(a, b, c, *near)
             for a, b, c, near in zip(first, nearer, unmoved, _needed(spec, first), strict=True)
         ]
         settled[i] = [comparison for comparison, _ in pairs]
@@ -89,11 +89,11 @@ def _second_look(
 def _confirmed(spec: RunSpec, run: Lane, comparisons: list[Comparison]) -> bool:
     """Whether every companion confirms every row that was reached."""
     near = _needed(spec, comparisons)
-    rows = [found.within(limit) for found, limit in zip(comparisons, near, strict=True)]
+    rows = [found.within(*limit) for found, limit in zip(comparisons, near, strict=True)]
     return bool(np.all([confirmed | ~run.trajectory.reached for confirmed in rows]))
 
 
-def _needed(spec: RunSpec, comparisons: list[Comparison]) -> list[float]:
+def _needed(spec: RunSpec, comparisons: list[Comparison]) -> list[Agreement]:
     kinds = [comparison.kind for comparison in comparisons]
     return [agreement(spec, kind, kinds) for kind in kinds]
 

@@ -47,13 +47,14 @@ class Comparison(NamedTuple):
     apart: Flags
     on_a_set: Flags
 
-    def within(self, tolerance: float) -> Flags:
-        """Rows in which the companion confirms everything."""
-        return self.in_place(tolerance) & (self.time <= tolerance)
+    def within(self, place: float, measures: float) -> Flags:
+        """Rows in which the companion confirms everything, to these errors."""
+        return self.in_place(place, measures) & (self.time <= place)
 
-    def in_place(self, tolerance: float) -> Flags:
+    def in_place(self, place: float, measures: float) -> Flags:
         """Rows in which it confirms everything but perhaps the time."""
-        return np.all([e <= tolerance for e in (self.product, *self.measures.values())], axis=0)
+        found = [error <= measures for error in self.measures.values()]
+        return np.all([self.product <= place, *found], axis=0)
 
 
 def compare(
@@ -115,19 +116,20 @@ def settle(
     first: Comparison,
     finer: Comparison | None,
     unmoved: Comparison,
-    tolerance: float,
+    place: float,
+    measures: float,
 ) -> tuple[Comparison, Flags]:
     """The judgement of several companions, and the rows that only those on the run's set confirm.
 
     `first` started from perturbed factors, and so did `finer`, with smaller errors of its own;
     where neither confirms a row, `unmoved`, from the run's own factors, does on an invariant set.
     """
-    agreed = first.within(tolerance)
+    agreed = first.within(place, measures)
     found = first
     if finer is not None:
         found = _chosen(agreed, first, finer)
-        agreed = agreed | finer.within(tolerance)
-    kept = ~agreed & unmoved.on_a_set & unmoved.in_place(tolerance)
+        agreed = agreed | finer.within(place, measures)
+    kept = ~agreed & unmoved.on_a_set & unmoved.in_place(place, measures)
     return _chosen(~kept, found, unmoved), kept
 
 

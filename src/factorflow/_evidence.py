@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from factorflow._spec import RunSpec
 from factorflow._witness import EVERY_ENTRY, LARGEST_PRODUCT
 from factorflow.reference import bounds_for, escape_horizon
 
-__all__ = ["agreement", "judge"]
+__all__ = ["Agreement", "agreement", "judge"]
 
 # How near companions must be: of flows, relative to the largest entry; of descent, whose error is
 # first order in its step and drawn as a curve, one per cent.
@@ -28,9 +28,9 @@ _DESCENT_TOLERANCE = 1e-2
 # leaves an unstable set earlier by a fixed share of the time on it, the logarithm of 64 ulp over
 # that of 2^52, a tenth. Of flows in double precision, and of all others, whose errors are larger.
 _CHANCE = {True: 1e-2, False: 3e-2}
-# The share of the tolerance within which runs that err alike must agree, so that neither errs by
-# more than it.
-_MARGIN = 1 / 3
+# The share of the tolerance within which two runs must agree, so that neither errs by more than it.
+# What is read off vanishing singular values is rounding in both, and no nearer in one of them.
+_MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
 _ENERGY = {"float64": 1e-9, "float32": 1e-3}
 # The drift of what is conserved, over the larger of the imbalance and the smallest squared singular
 # value of a factor: below this it decides nothing. At depth 2 the entry then errs by 1e-6.
@@ -51,15 +51,27 @@ def tolerance_of(spec: RunSpec) -> float:
     return _FLOW_TOLERANCE[jax.tree.leaves(spec.factors)[0].dtype.name]
 
 
-def agreement(spec: RunSpec, kind: str, kinds: Sequence[str]) -> float:
+class Agreement(NamedTuple):
+    """How near a companion must be: in time and in the product, and in measures."""
+
+    place: float
+    measures: float
+
+
+def agreement(spec: RunSpec, kind: str, kinds: Sequence[str]) -> Agreement:
     """How near a companion of this kind must be, where there are companions of these kinds."""
     tolerance = tolerance_of(spec)
     if spec.dynamics.continuous:
-        return tolerance * _MARGIN
+        return Agreement(tolerance * _MARGIN, tolerance * _MARGIN_OF_MEASURES)
     if kind != "companion_error":
-        return tolerance  # the flow itself shows the whole error, a wider dtype all of rounding's
+        # The flow itself shows the whole error, a wider dtype all of rounding's.
+        return Agreement(tolerance, tolerance)
+    if "flow_error" in kinds:
+        # What half the step can only guess at; it still tells what limits the run.
+        return Agreement(np.inf, np.inf)
     # Half the step moves a curve by half of its error, in the first order only.
-    return tolerance / 2 * (1 if "flow_error" in kinds else _MARGIN)
+    half = tolerance / 2 * _MARGIN
+    return Agreement(half, half)
 
 
 def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Certificate:
@@ -94,18 +106,18 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
     kinds = [companion.kind for companion in companions]
     for companion in companions:
         near = agreement(spec, companion.kind, kinds)
-        doubts.add(moved.get(companion.kind, "companion"), companion.product > near)
+        doubts.add(moved.get(companion.kind, "companion"), companion.product > near.place)
         # Two runs that never left a set differ in time by their tolerances only.
-        late = ~np.asarray(on_set) & (companion.time > chance)
+        late = ~np.asarray(on_set) & (companion.time > max(chance, near.place))
         # What has left its way once does not come back to it.
         doubts.add("chance", reached & (np.cumsum(reached & late) > 0))
         for name, error in companion.measures.items():
-            measured[name] |= error > near
+            measured[name] |= error > near.measures
     for companion in companions:
         # A companion that did not get there says nothing.
         doubts.add("unconfirmed", reached & np.isnan(companion.product))
     for companion in companions:
-        doubts.add("time", companion.time > agreement(spec, companion.kind, kinds))
+        doubts.add("time", companion.time > agreement(spec, companion.kind, kinds).place)
     if not companions or count > LARGEST_PRODUCT:
         doubts.add("unconfirmed", reached)
     doubts.add("level", reached & (_missed(spec, rows, times) > _MARGIN * tolerance))
