@@ -93,6 +93,20 @@ def test_a_sweep_fails_when_all_runs_do(rates, failed, status, example, command,
     assert f", {failed} of them failed" in out
 
 
+def test_a_full_disk_is_one_sentence_and_nothing_half_written(example, tmp_path):
+    """Files of more than 4 kB fail, as on a disk that is full: HDF5's own writing then crashed."""
+    arguments = ["sweep", str(example), "--store", "store", "--no-progress", "--axis", "seed=[0]"]
+    limited = ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", *COMMAND, *arguments]
+    # Without a cache of compilations, whose files would fail too.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    end = subprocess.run(limited, cwd=tmp_path, env=clean, **options)
+    assert end.returncode == 2, end.stderr
+    assert end.stderr.startswith("factorflow: Cannot write to the store store: ")
+    assert end.stderr.count("\n") == 1
+    assert not [item for item in tmp_path.rglob("*") if item.is_file()]
+
+
 def test_reproduce_one_figure_then_from_the_store_then_from_one_that_was_tampered_with(tmp_path):
     arguments = ("reproduce", "razin_cohen_2020", "--out", tmp_path / "report", "--scale", "quick")
     arguments = (*arguments, "--figure", "step_size")
