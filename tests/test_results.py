@@ -14,7 +14,7 @@ LIMITS = (
     "time_limit_reached",
     "step_limit_reached",
 )
-FAILURES = ("loss_nonfinite", "step_size_underflow")
+FAILURES = ("loss_nonfinite", "step_size_underflow", "every_step_rejected", "came_to_rest")
 SOLVER_FAILURES = ("dt_min_reached", "nonlinear_divergence", "nonlinear_max_steps_reached")
 
 
@@ -49,6 +49,8 @@ def test_endings_of_diffrax_are_ours(name):
         ("loss_nonfinite", "Lower the learning rate"),
         ("step_size_underflow", "Loosen `rtol` and `atol`, use float64, or choose an integrator"),
         ("step_limit_reached", "Raise it"),
+        ("came_to_rest", "Raise the limit, or start elsewhere"),
+        ("every_step_rejected", "Loosen `rtol` and `atol`, use float64, choose another"),
         ("time_limit_reached", "Raise it"),
     ],
 )

@@ -1,8 +1,9 @@
 """Following runs: the traced loop, and batches of it."""
 
 import functools
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,46 +15,147 @@ from factorflow._certificate import Certificate
 from factorflow._dynamics import AbstractState
 from factorflow._dynamics.base import where
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
+from factorflow._interrupt import check
 from factorflow._measure import Snapshot
 from factorflow._product import Factored
+from factorflow._results import RESULTS
 from factorflow._settings import own_settings
 from factorflow._spec import RunSpec
 from factorflow._trajectory import Trajectory
 from factorflow._witness import Witness, sign_of, witness_of, witness_row
 
-__all__ = ["core", "follow"]
+__all__ = ["follow"]
+
+# Attempts at a row between two looks whether a flow still gets on: with as many steps rejected in
+# sequence it never will, as step sizes fall to a fifth to two thirds each time.
+_LOOK_EVERY = 256
+# What a row, or a look, costs beside a step.
+_ROW_COST = 4
+# Compiled code is left about as often as this, in seconds: Ctrl-C is only heard between.
+_PIECE = 0.2
+_FIRST_BUDGET, _LARGEST_BUDGET = 64, 2**30
 
 
-def core(spec: RunSpec) -> tuple[Trajectory, Witness]:
-    """The traced runs of a stacked spec: a scan over rows around a loop of steps.
+class _Run(eqx.Module):
+    """Runs on their way, between two pieces of work; everything but `row` and `tried` in lanes."""
 
-    Everything has a leading axis of lanes. The loop runs while any lane needs it, and a lane that
+    row: jax.Array
+    # Attempted steps since the last row, by the lanes that still need some.
+    tried: jax.Array
+    state: AbstractState
+    passed: jax.Array
+    # What the last row has found, and all rows so far.
+    located: AbstractState
+    rows: "_Rows"
+    # The steps at the last look whether the runs get on.
+    seen: jax.Array
+    initial_sign: jax.Array
+
+
+def begun(spec: RunSpec) -> _Run:
+    """Traced runs at their start; the spec, as everywhere here, has a leading axis of lanes."""
+    state, initial_sign = _lanes(_start)(spec)
+    none = jnp.zeros((), jnp.int32)
+    passed = _lanes(count_checks)(spec, state, jnp.zeros(state.step.shape, jnp.int32))
+    lanes, count = spec.levels.shape
+    row = eqx.filter_eval_shape(_lanes(_row), spec, state, jnp.isfinite(state.loss))
+    return _Run(
+        row=none,
+        tried=none,
+        state=state,
+        passed=passed,
+        located=state,
+        rows=jax.tree.map(lambda s: jnp.zeros((lanes, count, *s.shape[1:]), s.dtype), row),
+        seen=state.step,
+        initial_sign=initial_sign,
+    )
+
+
+def proceeded(spec: RunSpec, run: _Run, budget: jax.Array) -> _Run:
+    """The runs after about `budget` more attempted steps each, or at their end.
+
+    A loop over rows around a loop of steps, which runs while any lane needs it, and a lane that
     does not is left unchanged by its dynamics: cheaper than `vmap` of a loop, which would copy and
     select every array of the state at every step. Measures are evaluated once per row, outside any
-    branch, because batched branches run both sides.
+    batched branch, because batched branches run both sides. Where the work is interrupted changes
+    no bit of it.
     """
+    levels = _all_levels(spec)
+    end = levels.shape[1]
 
-    def row(carry, levels):
-        carry, before = carry
-        active = _lanes(_unfinished)(spec, *carry, levels)
-        state, passed, _ = lax.while_loop(
-            lambda c: jnp.any(c[-1]), lambda c: _lanes(_advance)(spec, *c, levels), (*carry, active)
+    def unfinished(carry):
+        run, left = carry
+        return (run.row < end) & (left > 0)
+
+    def work(carry):
+        run, left = carry
+        level = levels[:, jnp.minimum(run.row, end - 1)]
+        active = _lanes(_unfinished)(spec, run.state, run.passed, level)
+        most = jnp.minimum(left, _LOOK_EVERY - run.tried % _LOOK_EVERY) if _looks(spec) else left
+
+        def step(carry):
+            done, *carry = carry
+            return done + 1, *_lanes(_advance)(spec, *carry, level)
+
+        start = jnp.zeros_like(left), run.state, run.passed, active
+        done, state, passed, active = lax.while_loop(
+            lambda c: jnp.any(c[-1]) & (c[0] < most), step, start
         )
-        located, rows = _lanes(_observe)(spec, state, passed, levels, before)
-        return ((state, passed), located), rows
+        run = eqx.tree_at(
+            lambda r: (r.tried, r.state, r.passed), run, (run.tried + done, state, passed)
+        )
+        run = lax.cond(jnp.any(active), look, observe, run, active, level)
+        return run, left - done - _ROW_COST
 
-    state, initial_sign = _lanes(_start)(spec)
-    passed = jnp.zeros(state.step.shape, jnp.int32)
-    carry = state, _lanes(count_checks)(spec, state, passed)
-    levels = spec.levels
-    if spec.limited and spec.observed_at != "end":
-        # The last row need not be the end: a level that is never reached goes on to the limit.
-        never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
-        levels = jnp.pad(levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
-    (carry, located), rows = lax.scan(row, (carry, state), levels.T)
-    # Lanes first, and without the row that only led to the end.
-    rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[: spec.levels.shape[1]], 0, 1), rows)
-    return _lanes(_finish)(spec, *carry, located, initial_sign, rows)
+    def observe(run, active, level):
+        del active
+        located, found = _lanes(_observe)(spec, run.state, run.passed, level, run.located)
+        rows = jax.tree.map(
+            # Without the row that only leads to the end.
+            lambda all_rows, one: all_rows.at[:, run.row].set(one, mode="drop"),
+            run.rows,
+            found,
+        )
+        return eqx.tree_at(
+            lambda r: (r.row, r.tried, r.located, r.rows),
+            run,
+            (run.row + 1, jnp.zeros_like(run.tried), located, rows),
+        )
+
+    def look(run, active, level):
+        del level
+        if not _looks(spec):
+            return run
+        due = active & (run.tried % _LOOK_EVERY == 0)
+        stuck = due & (run.state.step == run.seen)
+        result = _lanes(_or_rejected)(stuck, run.state.result)
+        seen = jnp.where(due, run.state.step, run.seen)
+        return eqx.tree_at(lambda r: (r.state.result, r.seen), run, (result, seen))
+
+    run, _ = lax.while_loop(unfinished, work, (run, budget))
+    return run
+
+
+def finished(spec: RunSpec, run: _Run) -> tuple[Trajectory, Witness]:
+    """What the runs leave behind."""
+    return _lanes(_finish)(spec, run.state, run.passed, run.located, run.initial_sign, run.rows)
+
+
+def _all_levels(spec: RunSpec) -> jax.Array:
+    if not spec.limited or spec.observed_at == "end":
+        return spec.levels
+    # The last row need not be the end: a level that is never reached goes on to the limit.
+    never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
+    return jnp.pad(spec.levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
+
+
+def _or_rejected(stuck: jax.Array, result: RESULTS) -> RESULTS:
+    return RESULTS.where(stuck, RESULTS.every_step_rejected, result)
+
+
+def _looks(spec: RunSpec) -> bool:
+    # Every step of descent is one that `Stop(max_steps=)` counts.
+    return spec.dynamics.continuous
 
 
 def _lanes(function: Callable) -> Callable:
@@ -209,21 +311,50 @@ def _options() -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _compiled(treedef: Any, constants: tuple) -> Callable:
-    """`core` for specs of this structure, as a function of their arrays."""
+def _compiled(treedef: Any, constants: tuple) -> "_Code":
+    """The code for specs of this structure, as functions of their arrays."""
 
-    def traced(arrays):
-        rest = iter(arrays)
-        leaves = [next(rest) if leaf is _ARRAY else leaf for leaf in constants]
-        return core(jax.tree.unflatten(treedef, leaves))
+    def of_arrays(function, **options):
+        def traced(arrays, *rest):
+            given = iter(arrays)
+            leaves = [next(given) if leaf is _ARRAY else leaf for leaf in constants]
+            return function(jax.tree.unflatten(treedef, leaves), *rest)
 
-    return jax.jit(traced, compiler_options=_options())
+        return jax.jit(traced, compiler_options=_options(), **options)
+
+    return _Code(of_arrays(begun), of_arrays(proceeded, donate_argnums=1), of_arrays(finished), {})
+
+
+class _Code(NamedTuple):
+    begin: Callable
+    proceed: Callable
+    finish: Callable
+    # Attempts that take about as long as a piece of work may, by the number of lanes.
+    budgets: dict[int, int]
 
 
 def _call(spec: RunSpec) -> tuple[Trajectory, Witness]:
+    """Follow stacked runs to their end, leaving compiled code often enough to be interrupted."""
     leaves, treedef = jax.tree.flatten(spec)
     constants = tuple(_ARRAY if eqx.is_array(leaf) else leaf for leaf in leaves)
-    return _compiled(treedef, constants)([leaf for leaf in leaves if eqx.is_array(leaf)])
+    code = _compiled(treedef, constants)
+    arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
+    lanes, count = spec.levels.shape
+    rows = count + (spec.limited and spec.observed_at != "end")
+    budget = code.budgets.get(lanes, _FIRST_BUDGET)
+    run = code.begin(arrays)
+    while True:
+        check()
+        start = time.perf_counter()
+        run = code.proceed(arrays, run, np.int32(budget))
+        if int(run.row) >= rows:
+            break
+        took = time.perf_counter() - start
+        # The first call compiles, too, and seems slow: budgets recover by factors of four.
+        faster = _PIECE / max(took, _PIECE / 4)
+        budget = int(np.clip(budget * faster, _FIRST_BUDGET // 8, _LARGEST_BUDGET))
+        code.budgets[lanes] = budget
+    return code.finish(arrays, run)
 
 
 @own_settings()

@@ -27,6 +27,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The number of steps given as `Stop(max_steps=...)` (or its default) was reached. Raise it "
         "to follow the run further, or use a larger learning rate or looser tolerance."
     )
+    came_to_rest = (
+        "The flow has come to rest above the loss or gradient norm given in `Stop(...)`: its steps "
+        "have grown until time is too large for a number. Raise the limit, or start elsewhere."
+    )
     loss_nonfinite = (
         "The loss became infinite or NaN. Lower the learning rate (stability needs it below 2 over "
         "the largest curvature), or follow the gradient flow instead."
@@ -34,6 +38,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     step_size_underflow = (
         "The integrator's step became too small to advance the time in this precision. Loosen "
         "`rtol` and `atol`, use float64, or choose an integrator made for stiff problems."
+    )
+    every_step_rejected = (
+        "The integrator has refused hundreds of steps in sequence, however short. Loosen `rtol` "
+        "and `atol`, use float64, choose another integrator, or start from another scale."
     )
     wrong_branch = (
         "The loss cannot vanish from here: the determinant has the sign of z z' and keeps it, so "
@@ -53,6 +61,8 @@ LIMITS = (
 _FAILURES = (
     "loss_nonfinite",
     "step_size_underflow",
+    "every_step_rejected",
+    "came_to_rest",
     "wrong_branch",
     "max_steps_reached",
     "dt_min_reached",

@@ -1,13 +1,11 @@
 """Which coordinates and integrator follow a flow: chosen from its structure."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow._balance import allowed_gap, largest_gap
+from factorflow._balance import allowed_gap, balancedness_gap
 from factorflow._dynamics.base import AbstractDynamics
 from factorflow._dynamics.charts import Balanced2x2, BalancedSquare, FactorSpace
 from factorflow._dynamics.collocation import CollocationFlow
@@ -72,10 +70,9 @@ def charted_flow(
     return CollocationFlow(FactorSpace(), tolerance)
 
 
-# Compiled whole: operation by operation, a first flow would compile a dozen of them.
 @eqx.filter_jit
-def _conserved_and_product(fz: DeepMatrix, factors: Factors) -> tuple[Any, FloatArray]:
-    return fz.conserved(factors), fz.compose(factors)
+def _product(fz: DeepMatrix, factors: Factors) -> FloatArray:
+    return fz.compose(factors)
 
 
 def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factors) -> str | None:
@@ -93,14 +90,13 @@ def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factor
         return f"is made for dimensions 2 to {_LARGEST_DIM}, this one is {rows}"
     if not _smooth(problem):
         return "needs a loss with a continuous gradient"
-    conserved, product = _conserved_and_product(fz, factors)
-    gap, allowed = largest_gap(conserved), allowed_gap(factors)
+    gap, allowed = balancedness_gap(fz, factors), allowed_gap(factors)
     if gap > allowed:
         return (
             f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "
             f"{allowed:.3g}). Start from Balanced or balanced_factors"
         )
-    values = np.linalg.svd(np.asarray(product), compute_uv=False)
+    values = np.linalg.svd(np.asarray(_product(fz, factors)), compute_uv=False)
     if values[-2] <= _LOST_ULPS * float(jnp.finfo(values.dtype).eps) * values[0]:
         return "keeps one vanishing singular value apart, but more of this product's are zero"
     return None

@@ -44,6 +44,10 @@ class CollocationState(AbstractState):
     position: Position
     previous: Position
     previous_time: FloatScalar
+    # The length of that step, and what the sum of all lengths has lost to rounding: after a plateau
+    # of 1e20 units of time, steps of length one still lead on.
+    span: FloatScalar
+    lost: FloatScalar
     stages: FloatArray
     predictable: BoolScalar
     size: FloatScalar  # of the next step; the first, of no length, measures the velocity
@@ -131,6 +135,8 @@ class CollocationFlow(AbstractDynamics):
             position=position,
             previous=position,
             previous_time=zero,
+            span=zero,
+            lost=zero,
             stages=jnp.broadcast_to(position.y, (self.stages, *position.y.shape)),
             predictable=jnp.asarray(False),
             size=zero,
@@ -164,8 +170,7 @@ class CollocationFlow(AbstractDynamics):
         scale = charts.on(
             kind, lambda chart, y: chart.scale(problem, factorization, y, frame), start
         )
-        last = state.time - state.previous_time
-        ratio = state.size / jnp.where(last > 0, last, 1)
+        ratio = state.size / jnp.where(state.span > 0, state.span, 1)
         constant = jnp.broadcast_to(start, state.stages.shape)
         predicted = solver.predict(state.previous.y, state.stages, ratio)
         # Predictions across a change of charts are not used.
@@ -176,13 +181,15 @@ class CollocationFlow(AbstractDynamics):
 
         smooth = jnp.maximum(step.error, jnp.finfo(scale.dtype).tiny)
         factor = 0.9 * (tolerance / smooth) ** (1 / self.stages)
-        first = state.size <= 0
+        first = (state.size <= 0) & (state.rejected == 0)
         keep = step.converged & (step.error <= 10 * tolerance) & ~first
         refused = jnp.where(step.converged, jnp.clip(factor, *_REJECTED), _DIVERGED)
         size = state.size * jnp.where(keep, jnp.clip(factor, *_ACCEPTED), refused)
         size = jnp.where(first, _FIRST_STEP / jnp.where(step.rate > 0, step.rate, 1), size)
-        time = state.time + state.size
-        stuck = (~(time > state.time) & ~first) | ~jnp.isfinite(size)
+        gained = state.size + state.lost
+        time = state.time + gained
+        # Whoever follows the run sees to it that it is not refused for ever.
+        stuck = ~jnp.isfinite(size) | (size <= 0)
 
         # The identity dl/dt = -|gradient|^2 over the step, relative to the loss.
         def arrive(chart, stages):
@@ -205,6 +212,8 @@ class CollocationFlow(AbstractDynamics):
             position=position,
             previous=state.position,
             previous_time=state.time,
+            span=state.size,
+            lost=gained - (time - state.time),
             stages=step.stages,
             predictable=position.kind == kind,
             size=size,
@@ -220,6 +229,7 @@ class CollocationFlow(AbstractDynamics):
         )
         following = where(keep, moved, stayed)
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, following.result)
+        result = RESULTS.where(keep & jnp.isinf(size), RESULTS.came_to_rest, result)
         following = eqx.tree_at(lambda s: s.result, following, result)
         return where(active, following, state)
 
@@ -257,7 +267,7 @@ class CollocationFlow(AbstractDynamics):
         loss: FloatScalar | None = None,
     ) -> CollocationState:
         solver, before = Radau(self.stages), state.previous
-        span = state.time - state.previous_time
+        span = state.span
 
         def at(share) -> Position:
             y = solver.interpolate(before.y, state.stages, share)
@@ -265,6 +275,7 @@ class CollocationFlow(AbstractDynamics):
 
         if time is not None:
             share = (time - state.previous_time) / jnp.where(span > 0, span, 1)
+            share = jnp.clip(share, 0, 1)
             found = self._here(problem, factorization, at(share), "loss")
         elif loss is not None:
 

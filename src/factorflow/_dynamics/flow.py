@@ -133,6 +133,7 @@ class Integrator(eqx.Module):
         # Nor can one that was refused for its error, where times are too coarse for a shorter one.
         stuck = ~(next_time > time) | ~(keep | (next_time < state.next_time))
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, result)
+        result = RESULTS.where(keep & jnp.isinf(next_time), RESULTS.came_to_rest, result)
 
         y = where(keep, y, state.y)
         return FlowState(

@@ -12,6 +12,7 @@ from factorflow._initializer.base import (
     Sign,
     check_determinant,
     check_scales,
+    root_scale,
     with_determinant,
 )
 from factorflow._memory import refuse_too_large
@@ -84,6 +85,7 @@ class Balanced(AbstractInitializer):
             )
         if self.product is not None:
             product = jnp.asarray(self.product, jnp.result_type(float))
+            factors = balanced_factors(factorization, product)
         elif key is None:
             raise ValueError("Balanced(product_scale=) needs a random key.")
         else:
@@ -96,10 +98,11 @@ class Balanced(AbstractInitializer):
                 "Take Gaussian(product_scale=...), which draws the factors, or a smaller shape.",
             )
             check_key(key)
-            product = self.product_scale * gaussian(key, factorization.shape)
-        return with_determinant(
-            factorization, balanced_factors(factorization, product), self.determinant
-        )
+            # The scale goes into the factors: the product itself may be too small for a number.
+            factors = balanced_factors(factorization, gaussian(key, factorization.shape))
+            root = root_scale(None, self.product_scale, factorization.depth)
+            factors = tuple(root * factor for factor in factors)
+        return with_determinant(factorization, factors, self.determinant)
 
 
 def _as_rows(product) -> tuple[tuple[float, ...], ...]:

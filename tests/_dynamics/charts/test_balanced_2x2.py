@@ -130,6 +130,8 @@ def stacked(problem_name: str, kind: int, points: tuple[Point, ...]):
         if kind == RESIDUAL:
             flip = jnp.asarray(np.sign(point.reflected[0, 0]), DTYPE)
             frame = eqx.tree_at(lambda f: f.flip, frame, flip)
+        # Coordinates here are no multiples of the start's size.
+        frame = eqx.tree_at(lambda f: f.unit, frame, jnp.ones((), DTYPE))
         y = jnp.asarray(coordinates(problem, kind, point), DTYPE)
         positions.append(Position(y, jnp.asarray(kind, jnp.int32), frame))
     return charts, jax.tree.map(lambda *leaves: jnp.stack(leaves), *positions)

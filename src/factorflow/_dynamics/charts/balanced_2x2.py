@@ -12,6 +12,7 @@ determinant, followed in one of three charts:
 """
 
 import abc
+import math
 import operator
 from typing import Any, ClassVar
 
@@ -23,7 +24,12 @@ from factorflow._dynamics.charts.base import AbstractChart, AbstractCharts, Posi
 from factorflow._dynamics.charts.conformal import (
     Four,
     conformal_field,
+    four,
     from_conformal,
+    from_singular,
+    matrix,
+    multiply,
+    power_of_two,
     to_conformal,
 )
 from factorflow._factorization import (
@@ -61,6 +67,7 @@ class _Frame(eqx.Module):
     column: FloatScalar  # what the second column is multiplied by to make it positive
     flip: FloatScalar  # overall sign of the product, so that angles near pi become small ones
     observed: tuple[FloatScalar, ...]  # z, z' and eps of the reflected problem, if it has a corner
+    unit: FloatScalar  # of the conformal coordinates: a power of two near the product's size
 
 
 class _Geometry(eqx.Module):
@@ -81,34 +88,35 @@ class _Conformal(AbstractChart):
 
     def entries(self, problem: AbstractProblem, y: Vector, frame: _Frame) -> Four:
         """Entries of the reflected product, row by row."""
-        del problem, frame
-        return from_conformal(_four(y))
+        del problem
+        return from_conformal(four(y * frame.unit))
 
     def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        at = _four(y)
-        gradient = _gradient(problem, self.corner, frame, from_conformal(at))
-        return jnp.stack(conformal_field(at, gradient, fz.depth))
+        gradient = _gradient(problem, self.corner, frame, self.entries(problem, y, frame))
+        return jnp.stack(conformal_field(four(y), gradient, fz.depth, frame.unit))
 
     def loss(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> FloatScalar:
-        return _loss(problem, self.corner, frame, from_conformal(_four(y)))
+        return _loss(problem, self.corner, frame, self.entries(problem, y, frame))
 
     def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
-        gradient = _gradient(problem, self.corner, frame, from_conformal(_four(y)))
-        moved = from_conformal(_four(self.field(problem, fz, y, frame)))
+        gradient = _gradient(problem, self.corner, frame, self.entries(problem, y, frame))
+        moved = from_conformal(four(self.field(problem, fz, y, frame) * frame.unit))
         return -sum(map(operator.mul, gradient, moved), jnp.zeros_like(y[0]))
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         size = jnp.hypot(y[0], y[1]) + jnp.hypot(y[2], y[3])
-        return jnp.broadcast_to(size * _share(self.loss(problem, fz, y, frame), size), (4,))
+        share = _share(self.loss(problem, fz, y, frame), size * frame.unit)
+        return jnp.broadcast_to(size * share, (4,))
 
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
         inner, outer = jnp.hypot(y[0], y[1]), jnp.hypot(y[2], y[3])
-        logs = jnp.log(inner + outer), jnp.log(jnp.maximum(inner - outer, 0))
-        return _product(from_conformal(_four(y)), logs, frame)
+        values = inner + outer, jnp.maximum(inner - outer, 0)
+        first, second = (jnp.log(value) + jnp.log(frame.unit) for value in values)
+        return _product(self.entries(problem, y, frame), (first, second), frame)
 
     def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
         product = self.product(problem, fz, y, frame)
-        left, _, right = svd(product.dense())
+        left, _, right = svd(product.dense() / frame.unit)
         return balanced_from_spectrum(fz, left, product.log_values, right)
 
 
@@ -143,7 +151,7 @@ class _AbstractPolar(AbstractChart):
         at = self.geometry(problem, y, frame)
         logs = self.product(problem, fz, y, frame).log_values
         column = jnp.stack([jnp.ones_like(frame.column), frame.column])
-        return balanced_from_spectrum(fz, _matrix(at.left), logs, _matrix(at.right).T * column)
+        return balanced_from_spectrum(fz, matrix(at.left), logs, matrix(at.right).T * column)
 
 
 class _Spectral(_AbstractPolar):
@@ -152,10 +160,12 @@ class _Spectral(_AbstractPolar):
 
     def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         g = self.geometry(problem, y, frame).rotated
-        first, second = jnp.exp(y[0]), jnp.exp(y[1])
-        gap = jnp.exp(2 * y[0] / fz.depth) - jnp.exp(2 * y[1] / fz.depth)
-        a, b = first * g[2] + second * g[1], first * g[1] + second * g[2]
-        return jnp.stack([*_growth(y, g, fz.depth), -a / gap, -b / gap])
+        # By the ratio of the singular values: either may be too small for a number.
+        ratio = jnp.exp(y[1] - y[0])
+        power = 2 / fz.depth
+        speed = jnp.exp((1 - power) * y[0]) / -jnp.expm1(power * (y[1] - y[0]))
+        a, b = g[2] + ratio * g[1], g[1] + ratio * g[2]
+        return jnp.stack([*_growth(y, g, fz.depth), -speed * a, -speed * b])
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         share = _share(self.loss(problem, fz, y, frame), jnp.exp(y[0]))
@@ -180,7 +190,7 @@ class _Residual(_AbstractPolar):
         first, off, second = _weights(y, fz.depth)
         weighted = first * g[0], off * g[1], off * g[2], second * g[3]
         a, b, c, d = at.right
-        moved = _multiply(_multiply(at.left, weighted), (a, c, b, d))
+        moved = multiply(multiply(at.left, weighted), (a, c, b, d))
         return jnp.stack([*_growth(y, g, fz.depth), -moved[1], -moved[2]])
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
@@ -192,9 +202,7 @@ class _Residual(_AbstractPolar):
 
 
 class Balanced2x2(AbstractCharts):
-    """The charts; `corner`: the problem is completion, by half the sum of squares, of all entries
-    but (1, 1), and `observed` are these.
-    """
+    """The charts; `corner`: all entries but (1, 1), `observed`, are fitted by least squares."""
 
     corner: bool = eqx.field(static=True)
     charts: tuple[Any, ...]
@@ -213,18 +221,31 @@ class Balanced2x2(AbstractCharts):
     def start(self, fz: AbstractFactorization, factors: Factors) -> Position:
         assert isinstance(fz, DeepMatrix)
         sign, log_det = log_determinant(fz.matrix_chain(factors))
-        one = jnp.ones_like(sign)
+        one, observed = jnp.ones_like(sign), ()
         column = jnp.where(sign < 0, -one, one)
-        frame = _Frame(sign, column, one, ())
         if self.corner:
             # Of the state's dtype and not weakly typed: it stays what it is from step to step.
             z, z_prime, eps = (jnp.asarray(number, sign.dtype) for number in self.observed)
-            frame = _Frame(sign, column, one, (z * column, z_prime, eps * column))
-        conformal = to_conformal(_reflected(_four(fz.compose(factors).reshape(4)), frame))
+            observed = z * column, z_prime, eps * column
+        # Factors of size one, whose product cannot underflow, and what they are multiples of.
+        units = [power_of_two(jnp.max(jnp.abs(factor))) for factor in factors]
+        product = fz.compose(tuple(map(operator.truediv, factors, units)))
+        size = power_of_two(jnp.max(jnp.abs(product)))
+        unit = math.prod(units, start=size)
+        frame = _Frame(sign, column, one, observed, unit)
+        conformal = to_conformal(_reflected(four((product / size).reshape(4)), frame))
         near = jnp.hypot(*conformal[2:]) <= _APART * jnp.hypot(*conformal[:2])
-        spectral = _from_singular(conformal, jnp.maximum(log_det, _LOG_ZERO))
+        log_unit = sum(map(jnp.log, units), jnp.log(size))
+        spectral = from_singular(conformal, jnp.maximum(log_det, _LOG_ZERO), log_unit)
         kind = jnp.where(near, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
         return Position(jnp.where(near, jnp.stack(conformal), spectral), kind, frame)
+
+    def reexpressed(
+        self, fz: AbstractFactorization, stages: FloatArray, position: Position, following: _Frame
+    ) -> FloatArray:
+        return stages * jnp.where(
+            position.kind == _CONFORMAL, position.frame.unit / following.unit, 1
+        )
 
     def leave(
         self,
@@ -235,11 +256,11 @@ class Balanced2x2(AbstractCharts):
         frame: _Frame,
     ) -> Position:
         if isinstance(chart, _Conformal):
-            there, kind, flip = self._leave_conformal(y, frame)
+            there, kind, flip, unit = self._leave_conformal(y, frame)
         else:
             way = self._leave_residual if isinstance(chart, _Residual) else self._leave_spectral
-            there, kind, flip = way(chart.geometry(problem, y, frame), y, frame)
-        return Position(there, kind, _Frame(frame.sign, frame.column, flip, frame.observed))
+            there, kind, flip, unit = way(chart.geometry(problem, y, frame), y, frame)
+        return Position(there, kind, _Frame(frame.sign, frame.column, flip, frame.observed, unit))
 
     def rests(
         self,
@@ -259,19 +280,23 @@ class Balanced2x2(AbstractCharts):
 
     def _leave_conformal(self, y: Vector, frame: _Frame):
         inner, outer = jnp.hypot(y[0], y[1]), jnp.hypot(y[2], y[3])
-        log_det = jnp.log(inner - outer) + jnp.log(inner + outer)
+        log_unit = jnp.log(frame.unit)
+        log_det = jnp.log(inner - outer) + jnp.log(inner + outer) + 2 * log_unit
         apart = outer > _APART * inner
-        there = jnp.where(apart, _from_singular(_four(y), log_det), y)
+        # The unit follows the product, in powers of two: no digit changes.
+        grown = power_of_two(inner)
+        there = jnp.where(apart, from_singular(four(y), log_det, log_unit), y / grown)
         kind = jnp.where(apart, _SPECTRAL, _CONFORMAL).astype(jnp.int32)
-        return there, kind, jnp.ones_like(frame.flip)
+        return there, kind, jnp.ones_like(frame.flip), frame.unit * grown
 
     def _leave_spectral(self, at: _Geometry, y: Vector, frame: _Frame):
         conformal = to_conformal(at.entries)
+        unit = power_of_two(jnp.hypot(*conformal[:2]))
         together = jnp.hypot(*conformal[2:]) < _TOGETHER * jnp.hypot(*conformal[:2])
         kind = jnp.where(together, _CONFORMAL, _SPECTRAL).astype(jnp.int32)
-        there = jnp.where(together, jnp.stack(conformal), y)
+        there = jnp.where(together, jnp.stack(conformal) / unit, y)
         if not self.corner:
-            return there, kind, frame.flip
+            return there, kind, frame.flip, unit
         z, z_prime, eps = frame.observed
         # Without the last one, which does not vanish on the wrong branch.
         small = _half_squares((*at.gradient[:3], jnp.zeros_like(eps))) < _SMALL_LOSS
@@ -284,17 +309,19 @@ class Balanced2x2(AbstractCharts):
             jnp.where(enter, residual, there),
             jnp.where(enter, _RESIDUAL, kind).astype(jnp.int32),
             jnp.where(enter, flip, frame.flip),
+            unit,
         )
 
     def _leave_residual(self, at: _Geometry, y: Vector, frame: _Frame):
         _, _, eps = frame.observed
-        flat = jnp.abs(at.entries[0]) < _FLAT * jnp.abs(at.entries[3])
-        leave = flat | (jnp.abs(at.gradient[3]) < _EQUAL * jnp.abs(eps))
+        leave = jnp.abs(at.entries[0]) < _FLAT * jnp.abs(at.entries[3])
+        leave = leave | (jnp.abs(at.gradient[3]) < _EQUAL * jnp.abs(eps))
         # The product's overall sign stays in the flip.
         a = jnp.arctan2(frame.flip * at.left[2], frame.flip * at.left[0])
-        b = jnp.arctan2(at.right[2], at.right[0])
-        there = jnp.where(leave, jnp.stack([y[0], y[1], a, b]), y)
-        return there, jnp.where(leave, _SPECTRAL, _RESIDUAL).astype(jnp.int32), frame.flip
+        polar = jnp.stack([y[0], y[1], a, jnp.arctan2(at.right[2], at.right[0])])
+        there = jnp.where(leave, polar, y)
+        kind = jnp.where(leave, _SPECTRAL, _RESIDUAL).astype(jnp.int32)
+        return there, kind, frame.flip, frame.unit
 
 
 def _share(loss: FloatScalar, size: FloatScalar) -> FloatScalar:
@@ -304,14 +331,6 @@ def _share(loss: FloatScalar, size: FloatScalar) -> FloatScalar:
     """
     residual = jnp.sqrt(2 * loss) / jnp.where(size > 0, size, 1)
     return jnp.clip(_RESIDUAL_SHARE * residual, _SMALLEST_SHARE, 1)
-
-
-def _four(y: Vector) -> Four:
-    return y[0], y[1], y[2], y[3]
-
-
-def _matrix(entries: Four) -> FloatArray:
-    return jnp.stack(entries).reshape(2, 2)
 
 
 def _half_squares(residuals: Four) -> FloatScalar:
@@ -326,7 +345,7 @@ def _reflected(entries: Four, frame: _Frame) -> Four:
 def _loss(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> FloatScalar:
     if corner:
         return _half_squares(_gradient(problem, corner, frame, entries))
-    return problem.loss(Dense(_matrix(_reflected(entries, frame))))
+    return problem.loss(Dense(matrix(_reflected(entries, frame))))
 
 
 def _gradient(problem: AbstractProblem, corner: bool, frame: _Frame, entries: Four) -> Four:
@@ -354,7 +373,7 @@ def _geometry(problem, corner, y, a, b, frame: _Frame, residuals=None) -> _Geome
     left = cosine_a, -sine_a, sine_a, cosine_a
     right = cosine_b, -sine_b, sine_b, cosine_b
     transposed = cosine_a, sine_a, -sine_a, cosine_a
-    rotated = _multiply(_multiply(transposed, gradient), right)
+    rotated = multiply(multiply(transposed, gradient), right)
     return _Geometry(left, right, entries, gradient, rotated)
 
 
@@ -378,16 +397,4 @@ def _weights(y: Vector, depth: int) -> tuple[FloatScalar, FloatScalar, FloatScal
 def _product(entries: Four, logs: tuple[FloatScalar, FloatScalar], frame: _Frame) -> Spectral:
     # Equal singular values round either way; the order is a promise.
     second = jnp.where(frame.sign == 0, -jnp.inf, jnp.minimum(logs[1], logs[0]))
-    return Spectral(_matrix(_reflected(entries, frame)), jnp.stack([logs[0], second]), frame.sign)
-
-
-def _from_singular(conformal: Four, log_det: FloatScalar) -> Vector:
-    e, h, f, k = conformal
-    first = jnp.log(jnp.hypot(e, h) + jnp.hypot(f, k))
-    difference, total = jnp.arctan2(h, e), jnp.arctan2(k, f)
-    return jnp.stack([first, log_det - first, (total + difference) / 2, (total - difference) / 2])
-
-
-def _multiply(left: Four, right: Four) -> Four:
-    (a, b, c, d), (p, q, r, s) = left, right
-    return a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s
+    return Spectral(matrix(_reflected(entries, frame)), jnp.stack([logs[0], second]), frame.sign)

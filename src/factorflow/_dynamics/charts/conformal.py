@@ -14,9 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from factorflow._types import FloatScalar
+from factorflow._types import FloatArray, FloatScalar, Vector
 
-__all__ = ["Four", "conformal_field", "from_conformal", "to_conformal"]
+__all__ = [
+    "Four",
+    "conformal_field",
+    "four",
+    "from_conformal",
+    "from_singular",
+    "matrix",
+    "multiply",
+    "power_of_two",
+    "to_conformal",
+]
 
 # Series in (f / e)^2 up to here, and nothing beyond: the chart is left at 1/16, and a step that
 # would go farther is refused.
@@ -38,8 +48,42 @@ def from_conformal(y: Four) -> Four:
     return e + f, k - h, k + h, e - f
 
 
-def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
-    """The end-to-end flow of a product with positive determinant, as a velocity of `y`."""
+def four(y: Vector) -> Four:
+    """Four numbers, as the scalars that XLA fuses."""
+    return y[0], y[1], y[2], y[3]
+
+
+def matrix(entries: Four) -> FloatArray:
+    """The 2x2 matrix of its entries, row by row."""
+    return jnp.stack(entries).reshape(2, 2)
+
+
+def multiply(left: Four, right: Four) -> Four:
+    """The product of two matrices, entries row by row."""
+    (a, b, c, d), (p, q, r, s) = left, right
+    return a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s
+
+
+def power_of_two(size: FloatScalar) -> FloatScalar:
+    """The power of two just above a size, or 1 for zero."""
+    mantissa, _ = jnp.frexp(size)
+    return jnp.where(size > 0, size / jnp.where(size > 0, mantissa, 1), 1)
+
+
+def from_singular(conformal: Four, log_det: FloatScalar, log_unit: FloatScalar) -> Vector:
+    """Spectral coordinates of conformal ones that are multiples of `exp(log_unit)`."""
+    e, h, f, k = conformal
+    first = jnp.log(jnp.hypot(e, h) + jnp.hypot(f, k)) + log_unit
+    difference, total = jnp.arctan2(h, e), jnp.arctan2(k, f)
+    return jnp.stack([first, log_det - first, (total + difference) / 2, (total - difference) / 2])
+
+
+def conformal_field(y: Four, gradient: Four, depth: int, unit: FloatScalar) -> Four:
+    """The end-to-end flow of a product with positive determinant, as a velocity of `y`.
+
+    Coordinates and velocity are multiples of `unit`, so that no square or power of a product of
+    any size leaves the range of its dtype.
+    """
     slopes = to_conformal(gradient)
     along_inner = slopes[0] * y[0] + slopes[1] * y[1]
     along_outer = slopes[2] * y[2] + slopes[3] * y[3]
@@ -50,7 +94,7 @@ def conformal_field(y: Four, gradient: Four, depth: int) -> Four:
     off, excess = 2 / denominator, remainder / denominator
     to_inner = (u * excess * along_inner + odd * along_outer) / size
     to_outer = (excess * along_outer + odd * along_inner) / size
-    power = -(jnp.sqrt(size) ** (2 - 2 / depth))
+    power = -(unit ** (1 - 2 / depth)) * jnp.sqrt(size) ** (2 - 2 / depth)
     return (
         power * (off * slopes[0] + to_inner * y[0]),
         power * (off * slopes[1] + to_inner * y[1]),
