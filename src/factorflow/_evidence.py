@@ -263,8 +263,8 @@ def _unresolved_energy(spec: RunSpec, rows, times) -> np.ndarray:
         return np.zeros(rows["loss"].shape)
     entries = rows["largest"]
     rounding = np.finfo(entries.dtype).eps * np.maximum(1, _observed_size(spec))
-    weight = fz.depth * entries ** (2 - 2 / fz.depth)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        weight = fz.depth * entries ** (2 - 2 / fz.depth)
         unresolved = weight * np.asarray(times) * rounding**2 / rows["loss"]
     if spec.dynamics.integrator_name != "spectral" or parameters is None or parameters[3] != 0:
         return unresolved

@@ -84,7 +84,6 @@ def test_sweep_fills_a_store_and_resumes(example, command, tmp_path):
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 7
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")  # of a loss of 1e300
 @pytest.mark.parametrize(("rates", "failed", "status"), [([100, 200], 2, 1), ([0.006, 100], 1, 0)])
 def test_a_sweep_fails_when_all_runs_do(rates, failed, status, example, command, tmp_path):
     axis = f"dynamics.optimizer={rates}"
@@ -197,7 +196,6 @@ def test_an_error_ends_a_sweep_whatever_has_begun(example, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")  # of a loss of 1e300
 def test_a_failed_run_exits_with_1(example, command):
     status, _, err = command("run", example, "--dynamics.optimizer", "100.0")
     assert status == 1
