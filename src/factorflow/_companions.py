@@ -1,8 +1,9 @@
 """Which other runs a run is compared with before it is believed.
 
-Companions take other steps, and start where rounding might have put the run: an error of either
-kind that moves a row by more than the tolerance shows. Some can be followed in one batch with the
-run itself; others must know its rows first, to be observed at the same moments.
+Companions take other steps, start where rounding might have put the run, and round what they
+measure once more: an error of either kind that moves a number by more than the tolerance shows.
+Some can be followed in one batch with the run itself; others must know its rows first, to be
+observed at the same moments.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ __all__ = ["Companion", "afterwards", "at_once", "once_more"]
 # companions get this many times the steps of the run, for smaller ones of their own.
 _FLOW_STEPS = 5_000
 _MORE_STEPS, _FEW_STEPS = 30, 1_000
+# By how much, in units of the last place: a few operations round by as much.
+_ROUNDING_ULPS = 4.0
 # Counters are 32 bits wide.
 _MOST_STEPS = 2**31 - 1
 # Random numbers of the perturbed starts: of the first companion, of the finer one, of the flow
@@ -65,7 +68,7 @@ def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], 
     again = _of(spec, run, certify, finer=True)
     known = spec.dynamics.companion() is not None
     finer = [_moved(companion, _FINER) for companion, _ in again] if known else []
-    return finer, [companion for companion, _ in again]
+    return finer, [_rounded(companion) for companion, _ in again]
 
 
 def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int]]:
@@ -101,10 +104,19 @@ def _with(spec: RunSpec, dynamics: AbstractDynamics) -> RunSpec:
 
 
 def _moved(companion: Companion, seed: int) -> Companion:
-    kind, spec = companion
+    kind, spec = _rounded(companion)
     with jax.enable_x64(_is_double(spec)):
         factors = moved_by_rounding(spec.factors, spec.dynamics.balanced, seed)
     return Companion(kind, eqx.tree_at(lambda s: s.factors, spec, factors))
+
+
+def _rounded(companion: Companion) -> Companion:
+    """With products that are rounded once more before they are measured."""
+    kind, spec = companion
+    dtype = jax.tree.leaves(spec.factors)[0].dtype
+    with jax.enable_x64(_is_double(spec)):
+        size = jnp.asarray(_ROUNDING_ULPS * jnp.finfo(dtype).eps, dtype)
+    return Companion(kind, eqx.tree_at(lambda s: s.rounding, spec, size))
 
 
 def _is_double(spec: RunSpec) -> bool:

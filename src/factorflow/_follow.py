@@ -17,7 +17,7 @@ from factorflow._dynamics.base import where
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
 from factorflow._interrupt import check
 from factorflow._measure import Snapshot
-from factorflow._product import Factored
+from factorflow._product import AbstractProduct, Factored
 from factorflow._results import RESULTS
 from factorflow._settings import own_settings
 from factorflow._spec import RunSpec
@@ -162,10 +162,11 @@ def _lanes(function: Callable) -> Callable:
     return eqx.filter_vmap(function)
 
 
-def _view(spec: RunSpec, state: AbstractState) -> Snapshot:
+def _view(spec: RunSpec, state: AbstractState, rounding: jax.Array | None = None) -> Snapshot:
+    product = spec.dynamics.product(spec.problem, spec.factorization, state)
     return Snapshot(
         spec.problem,
-        spec.dynamics.product(spec.problem, spec.factorization, state),
+        product if rounding is None else _rounded(product, rounding),
         factorization=spec.factorization,
         factors=lambda: spec.dynamics.factors(spec.problem, spec.factorization, state),
         time=state.time,
@@ -222,14 +223,28 @@ def _observe(
     return located, _row(spec, located, reached)
 
 
+def _rounded(product: AbstractProduct, size: jax.Array) -> AbstractProduct:
+    """The product with its entries, or those of its factors, changed by up to this share."""
+
+    def change(leaf):
+        if not eqx.is_array(leaf) or leaf.ndim < 2:
+            return leaf  # logarithms and signs that a product knows better than its entries
+        # As good as random, and no table of numbers to compile in.
+        noise = jnp.sin(12.9898 * jnp.arange(1, leaf.size + 1, dtype=leaf.dtype))
+        return leaf * (1 + size * noise.reshape(leaf.shape))
+
+    return jax.tree.map(change, product)
+
+
 def _row(spec: RunSpec, located: AbstractState, reached: jax.Array) -> "_Rows":
     snapshot = _view(spec, located)
+    measured = _view(spec, located, spec.rounding)
     return _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
         witness=witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures),
-        measures={measure.name: measure(snapshot) for measure in spec.measures},
+        measures={measure.name: measure(measured) for measure in spec.measures},
     )
 
 

@@ -37,6 +37,9 @@ class RunSpec(eqx.Module):
     # Whether the run goes on to a limit of `Stop` after its last row.
     limited: bool = eqx.field(static=True)
     measures: tuple[Measure, ...] = eqx.field(static=True)
+    # Relative rounding that is added to the product before it is measured: none but in companions,
+    # which then show what the rounding of a product decides, such as its vanishing singular values.
+    rounding: jax.Array
 
     @property
     def ends_at_level(self) -> bool:
@@ -104,6 +107,7 @@ def prepare(
         observed_at=observed_at,
         limited=limited,
         measures=as_measures(measures),
+        rounding=jnp.zeros((), dtype),
     )
 
 
