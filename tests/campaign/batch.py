@@ -6,7 +6,7 @@ from collections import defaultdict
 import jax
 import numpy as np
 
-from campaign.draw import RUNS, Structure, draw_run
+from campaign.draw import Structure, draw_run
 from campaign.judge import Judgement, judge
 from campaign.truth import truths
 from factorflow._certify import follow_certified
@@ -33,7 +33,7 @@ class Batch:
 def run_structure(seed: int, of: Structure, only: int | None = None) -> Batch:
     batch = Batch(of)
     groups = defaultdict(list)
-    for index in range(RUNS):
+    for index in range(of.runs):
         if only is not None and index != only:
             continue
         try:

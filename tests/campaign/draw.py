@@ -10,10 +10,12 @@ import numpy as np
 import factorflow as ff
 from factorflow._spec import RunSpec, prepare
 
-__all__ = ["RUNS", "Structure", "draw_run", "draw_structure"]
+__all__ = ["Structure", "draw_run", "draw_structure"]
 
-# Runs of a structure: what is compiled for it is used this often.
-RUNS = 48
+# Seconds of processor time that the runs of a structure may take, by a rough estimate: what is
+# compiled is used often where runs are cheap, and large ones do not keep the campaign from others.
+_SECONDS = 25.0
+_FEWEST, _MOST = 6, 160
 ROWS = 4
 Array = np.ndarray
 
@@ -43,6 +45,18 @@ class Structure:
     @property
     def descends(self) -> bool:
         return self.dynamics == "descent"
+
+    @property
+    def runs(self) -> int:
+        """How many runs are drawn."""
+        sizes = [self.shape[1], *self.hidden, self.shape[0]]
+        numbers = sum(a * b for a, b in zip(sizes[1:], sizes[:-1], strict=True))
+        balanced = self.starts == "balanced" and self.square
+        unknowns = self.shape[0] ** 2 if balanced else numbers
+        implicit = 0.06 * (unknowns / 4) ** 2.2 if numbers <= 48 or balanced else 0.0
+        explicit = 0.3 * (max(sizes) / 3) ** 2 * self.depth / 2
+        charted = self.dynamics in ("chosen", "radau", "split", "spectral", "descent")
+        return int(np.clip(_SECONDS / (explicit + charted * implicit), _FEWEST, _MOST))
 
     def __str__(self) -> str:
         width = "x".join(map(str, self.hidden)) or "-"
@@ -351,7 +365,7 @@ def _flow_or_descent(rng, structure: Structure, size: float, scale: float, probl
 def _observe(rng, structure: Structure, loss: float, unit: float, size: float, single: bool):
     # Charted steps are few and dear; a run that comes to rest takes all it is given.
     charted = structure.dynamics in ("split", "spectral", "radau", "chosen")
-    steps = 30_000 if structure.descends else 250 if charted else 2_000
+    steps = 10_000 if structure.descends else 250 if charted else 2_000
     if structure.observed == "time":
         times = np.sort(unit * 10 ** rng.uniform(-1, 0.7, ROWS))
         return ff.AtTimes(times), ff.Stop(max_steps=steps)
