@@ -224,14 +224,17 @@ def _observe(
 
 
 def _rounded(product: AbstractProduct, size: jax.Array) -> AbstractProduct:
-    """The product with its entries, or those of its factors, changed by up to this share."""
+    """The product with its entries, or those of its factors, changed by this share of the largest.
+
+    As integrators round them: an entry far below the largest is not known to its last digit.
+    """
 
     def change(leaf):
         if not eqx.is_array(leaf) or leaf.ndim < 2:
             return leaf  # logarithms and signs that a product knows better than its entries
         # As good as random, and no table of numbers to compile in.
         noise = jnp.sin(12.9898 * jnp.arange(1, leaf.size + 1, dtype=leaf.dtype))
-        return leaf * (1 + size * noise.reshape(leaf.shape))
+        return leaf + size * jnp.max(jnp.abs(leaf)) * noise.reshape(leaf.shape)
 
     return jax.tree.map(change, product)
 

@@ -37,8 +37,8 @@ class RunSpec(eqx.Module):
     # Whether the run goes on to a limit of `Stop` after its last row.
     limited: bool = eqx.field(static=True)
     measures: tuple[Measure, ...] = eqx.field(static=True)
-    # Relative rounding that is added to the product before it is measured: none but in companions,
-    # which then show what the rounding of a product decides, such as its vanishing singular values.
+    # Rounding that is added to the product before it is measured, as a share of its largest entry:
+    # none but in companions, which show what rounding decides, such as vanishing singular values.
     rounding: jax.Array
 
     @property
