@@ -133,6 +133,64 @@ def test_three_dimensions_at_depth_2_keep_their_determinant_to_1e_8(seed):
     assert np.all(trajectory.measures["determinant_sign"] == 1)
 
 
+# Logarithms of the singular values of a 3x3 flow of depth 2 to a rank-one matrix, where the loss is
+# a millionth of that of zero, by product scale of the start: from a Taylor series in extended
+# precision. At 1e-200 what matters is that nothing underflows: from 1e-18 on the flow is the same
+# but for the factor, up to a relative difference of that size.
+SMALL_VALUES = {
+    1e-14: [-0.83114372, -31.77297647, -32.84831673],
+    1e-16: [-0.83114372, -36.37814666, -37.45348692],
+    1e-18: [-0.83114372, -40.98331684, -42.05865712],
+}
+SMALL_VALUES[1e-200] = [
+    SMALL_VALUES[1e-18][0],
+    *(value - 182 * np.log(10) for value in SMALL_VALUES[1e-18][1:]),
+]
+
+
+@pytest.mark.parametrize("scale", SMALL_VALUES)
+def test_every_small_singular_value_keeps_its_digits(scale):
+    rng, fz = np.random.default_rng(0), ff.DeepMatrix((3, 3), depth=2)
+    target = np.outer(rng.normal(size=3), rng.normal(size=3))
+    level = 0.5 * np.sum(target**2) * 1e-6
+    trajectory = ff.simulate(
+        ff.Completion((3, 3), [(i, j) for i in range(3) for j in range(3)], target.ravel()),
+        fz,
+        ff.GradientFlow(),
+        ff.Balanced(product_scale=scale)(fz, jax.random.key(2)),
+        observe=ff.AtLosses([level]),
+        stop=ff.Stop(loss=level),
+        measures=["log_singular_values", "distance_to_rank[1]"],
+    )
+    assert trajectory.stats["integrator"] == "split"
+    found = trajectory.measures["log_singular_values"][-1]
+    # To the digits that are given.
+    np.testing.assert_allclose(found, SMALL_VALUES[scale], rtol=0, atol=2e-8)
+    distance = np.hypot(*np.exp(SMALL_VALUES[scale][1:]))
+    measured = trajectory.measures["distance_to_rank[1]"][-1]
+    np.testing.assert_allclose(measured, distance, rtol=3e-8)
+    assert trajectory.certificate.verdict == "flow_faithful"
+
+
+def test_a_rank_deficient_start_is_followed_and_keeps_its_rank():
+    fz = ff.DeepMatrix((3, 3), depth=2)
+    start = ff.balanced_factors(fz, 1e-3 * np.outer([1.0, 2.0, 2.0], [2.0, -1.0, 2.0]))
+    trajectory = ff.simulate(
+        ff.Completion((3, 3), [(i, j) for i in range(3) for j in range(3)], 2 * np.eye(3).ravel()),
+        fz,
+        ff.GradientFlow(),
+        start,
+        # Of a target of three equal singular values one can be reached: 2 * 4 / 2 is left.
+        observe=ff.AtLosses([5.0, 4.1]),
+        stop=ff.Stop(loss=4.1),
+        measures=["loss", "log_singular_values"],
+    )
+    assert trajectory.stats["integrator"] == "split"
+    assert trajectory.reached.all()
+    logs = trajectory.measures["log_singular_values"]
+    assert np.isfinite(logs[:, 0]).all() and (logs[:, 1:] == -np.inf).all()
+
+
 # A positive determinant with w22 < 0 < eps, which w22 cannot reach; and a determinant of zero.
 SPECIAL = {
     "wrong branch": (0.05, [[-7e-3, 4e-3], [5e-3, -6e-3]]),

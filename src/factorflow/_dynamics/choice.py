@@ -7,19 +7,27 @@ import numpy as np
 
 from factorflow._balance import allowed_gap, balancedness_gap
 from factorflow._dynamics.base import AbstractDynamics
-from factorflow._dynamics.charts import Balanced2x2, BalancedSquare, FactorSpace
+from factorflow._dynamics.charts import (
+    Balanced2x2,
+    BalancedSquare,
+    FactorSpace,
+    balanced_spectrum,
+)
 from factorflow._dynamics.collocation import CollocationFlow
 from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._problem import AbstractProblem
 from factorflow._types import Factors, FloatArray
 
-__all__ = ["CHARTED", "charted_flow"]
+__all__ = ["CHARTED", "charted_flow", "is_lost"]
 
 # Integrators that follow the flow by collocation, each in coordinates of its own.
 CHARTED = ("spectral", "split", "radau")
 
-# Singular values below this multiple of the rounding of the entries are not known from them.
-_LOST_ULPS = 1e2
+# The factors of a balanced product have the same singular values. Up to this relative difference
+# they say which ones; where they do not agree, rounding has decided. A zero is one up to so many
+# roundings of the largest.
+_AGREEMENT = {"float64": 1e-6, "float32": 1e-2}
+_ZERO_ULPS = 1e2
 # Newton's method solves dense systems of (stages x unknowns): `Stabilized` is faster beyond these.
 _LARGEST_DIM = 12
 _MOST_PARAMETERS = 48
@@ -71,8 +79,8 @@ def charted_flow(
 
 
 @eqx.filter_jit
-def _product(fz: DeepMatrix, factors: Factors) -> FloatArray:
-    return fz.compose(factors)
+def _values(fz: DeepMatrix, factors: Factors) -> FloatArray:
+    return balanced_spectrum(fz.matrix_chain(factors))[1]
 
 
 def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factors) -> str | None:
@@ -96,10 +104,29 @@ def _misfit(problem: AbstractProblem, fz: AbstractFactorization, factors: Factor
             f"needs balanced factors; these have a balancedness gap of {gap:.3g} (allowed: "
             f"{allowed:.3g}). Start from Balanced or balanced_factors"
         )
-    values = np.linalg.svd(np.asarray(_product(fz, factors)), compute_uv=False)
-    if values[-2] <= _LOST_ULPS * float(jnp.finfo(values.dtype).eps) * values[0]:
-        return "keeps one vanishing singular value apart, but more of this product's are zero"
+    values = np.asarray(_values(fz, factors))
+    lost = is_lost(values)
+    if lost is not None:
+        return (
+            f"keeps the digits of every singular value, but singular value {lost + 1} of "
+            f"{rows} is lost in the rounding of these factors: it is "
+            f"{values[:, lost].min():.3g} in one and {values[:, lost].max():.3g} in another. Start "
+            "from Balanced or balanced_factors"
+        )
     return None
+
+
+def is_lost(values: np.ndarray) -> int | None:
+    """The first singular value that factors do not agree on, of shape `(layers, d)`, if any."""
+    lowest, highest = values.min(axis=0), values.max(axis=0)
+    # Where one is exactly zero the product's is, and rounding may fill in the others.
+    rounding = _ZERO_ULPS * np.finfo(values.dtype).eps * highest.max()
+    agreed = np.where(
+        lowest > 0,
+        highest <= lowest * (1 + _AGREEMENT[values.dtype.name]),
+        highest <= rounding,
+    )
+    return None if agreed.all() else int(np.argmin(agreed))
 
 
 def _smooth(problem: AbstractProblem) -> bool:

@@ -1,190 +1,212 @@
-r"""Charts for the flow of balanced square factors, with the smallest singular value kept apart.
+r"""A chart for the flow of balanced square factors, in which every singular value keeps its digits.
 
 Balanced factors of full width follow the end-to-end flow of their $d \times d$ product. In its
-entries a vanishing singular value $\sigma$ is lost to rounding, and with it the sign of the
-determinant, which decides where the flow goes. Two charts:
+entries a small singular value is lost to rounding, and with the smallest the sign of the
+determinant, which decides where the flow goes. Here the singular values are kept in *levels*, a new
+one where they drop:
 
-- *plain*, the entries of the product, while $\sigma$ is comparable to the others;
-- *split*, $W = U \begin{pmatrix} M & 0 \\ 0 & \sigma \end{pmatrix} V^\top$ with
-  $U = U_0 Q(\alpha)$, $V = V_0 Q(\beta)$ and coordinates $(M, \alpha, \beta, \ln \sigma)$. $M$ is
-  not diagonalized: its singular values may meet, only $\sigma$ must stay below them. After every
-  step the frames move along, so that $\alpha = \beta = 0$ and $M$ is diagonal at its end.
+$$W = U \begin{pmatrix} B_1 & & \\ & B_2 & \\ & & \ddots \end{pmatrix} V^\top, \qquad
+  U = U_0 Q(A), \quad V = V_0 Q(C).$$
+
+A block is not diagonalized: its singular values may meet, only those of different levels must stay
+apart. It is held as $e^c N$ with $N_{11} = 1$; a singular value by itself is its logarithm. $A$ and
+$C$ are unit lower triangular by blocks, see `flags`, and have as many free entries as the places
+between the blocks. After every step the frames move along, so that at its beginning $A = C = 1$ and
+all blocks are diagonal, and the levels are chosen anew.
+
+What moves a block is as small as the block, level by level: no term is a difference of larger ones.
+With $P = (W W^\top)^{1/L}$ and $G$ the gradient, all in the frame, the blocks move by
+$-\sum_j P^{L-j} G P'^{j-1}$, and the frame turns by the $\Omega$ that satisfies
+$P \Omega - \Omega P = G B^\top + B G^\top$ between levels. This keeps $P$ block diagonal.
 """
 
-import abc
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from factorflow._dynamics.charts.base import AbstractChart, AbstractCharts, Position
-from factorflow._dynamics.charts.gram_root import end_to_end_field, gram_roots, powers
-from factorflow._factorization import (
-    AbstractFactorization,
-    DeepMatrix,
-    balanced_from_spectrum,
+from factorflow._dynamics.charts.flags import flag_of, flag_velocity, orthonormal
+from factorflow._dynamics.charts.levels import (
+    Levels,
+    apart,
+    descending,
+    gram_root,
+    level_svd,
+    levels_of,
+    powers,
+    same,
+    turn,
 )
-from factorflow._linalg import singular_values, solve_smooth, svd
+from factorflow._factorization import AbstractFactorization, DeepMatrix, balanced_from_spectrum
+from factorflow._linalg import qr, slogdet, svd
 from factorflow._problem import AbstractProblem
-from factorflow._product import Dense, Spectral, log_determinant
-from factorflow._types import (
-    Factors,
-    FloatArray,
-    FloatScalar,
-    Matrix,
-    Vector,
-)
+from factorflow._product import Dense, Spectral
+from factorflow._types import BoolArray, Factors, FloatArray, FloatScalar, Matrix, Vector
 
-__all__ = ["BalancedSquare"]
+__all__ = ["BalancedSquare", "balanced_spectrum"]
 
-_PLAIN, _SPLIT = 0, 1
-# sigma over the next larger singular value at which the split chart is entered and left.
-_SMALL, _COMPARABLE = 0.2, 0.6
-# The logarithm that stands for a singular value of exactly zero; its exponential is zero.
-_LOG_ZERO = -1e5
+# The logarithm that stands for a singular value of exactly zero; its exponential is zero. That of
+# a value that is not falls like the square of an entry: it gets nowhere near.
+_LOG_ZERO = -1e30
+# A logarithm is resolved to this share of its size, and to one: it is that of a number.
+_LOG_SHARE = 0.1
+# Bases are made orthogonal again once they are off by this multiple of rounding, and not before:
+# an entry of theirs that is nearly zero has its own relative precision, which that takes away.
+_DRIFTED = 1e3
 
 
 class _Frame(eqx.Module):
+    """The beginning of a step; its singular values as they are and as logarithms.
+
+    Either underflows, or rounds by more than the other: both are carried on.
+    """
+
     sign: FloatScalar  # of det W: -1, 0 or 1
     left: Matrix
     right: Matrix
+    values: Vector
+    logs: Vector
+    levels: Levels
 
 
-class _Coordinates(eqx.Module):
-    """The split chart's coordinates, taken apart."""
+class _Parts(eqx.Module):
+    """The coordinates, taken apart."""
 
-    block: Matrix
-    left: Vector
-    right: Vector
-    log_sigma: FloatScalar
+    growth: Vector  # of c since the step began, for every position that of its level
+    blocks: Matrix  # N
+    flags: FloatArray  # A and C, shape (2, d, d)
 
     @classmethod
-    def of(cls, y: Vector) -> "_Coordinates":
-        dim = round(y.shape[0] ** 0.5)
-        square = y.reshape(dim, dim)
-        return cls(square[:-1, :-1], square[:-1, -1], square[-1, :-1], square[-1, -1])
+    def of(cls, y: Vector, levels: Levels) -> "_Parts":
+        square = _square(y)
+        identity = jnp.eye(square.shape[0], dtype=y.dtype)
+        blocks = jnp.where(_first(levels), identity, jnp.where(same(levels), square, 0))
+        below = apart(levels).T
+        flags = jnp.stack([jnp.where(below, part, identity) for part in (square, square.T)])
+        return cls(jnp.diagonal(square)[levels], blocks, flags)
 
-    def flat(self) -> Vector:
+    def flat(self, levels: Levels) -> Vector:
         """The coordinates as one vector."""
-        upper = jnp.concatenate([self.block, self.left[:, None]], axis=1)
-        lower = jnp.concatenate([self.right, self.log_sigma[None]])
-        return jnp.concatenate([upper, lower[None]]).reshape(-1)
+        between = jnp.where(apart(levels), self.flags[1].T, self.flags[0])
+        square = jnp.where(same(levels), self.blocks, between)
+        return jnp.where(_first(levels), self.growth[:, None], square).reshape(-1)
 
 
-class _AbstractSquare(AbstractChart):
+class _Point(eqx.Module):
+    """A point of the chart, with its bases."""
+
+    parts: _Parts
+    frame: _Frame
+    left: Matrix
+    right: Matrix
+
+    @classmethod
+    def of(cls, y: Vector, frame: _Frame) -> "_Point":
+        parts = _Parts.of(y, frame.levels)
+        q, _, _ = jax.vmap(orthonormal)(parts.flags)
+        return cls(parts, frame, frame.left @ q[0], frame.right @ q[1])
+
+    def logs(self) -> FloatArray:
+        """For every position c, the logarithm of the size of its level."""
+        return self.frame.logs[self.frame.levels] + self.parts.growth
+
+    def dense(self) -> FloatArray:
+        """The product."""
+        sizes = self.frame.values[self.frame.levels] * jnp.exp(self.parts.growth)
+        return self.left @ (sizes[:, None] * self.parts.blocks) @ self.right.T
+
+    def gradient(self, problem: AbstractProblem) -> FloatArray:
+        """Of the loss with respect to the product, in the bases."""
+        gradient = jax.grad(lambda w: problem.loss(Dense(w)))(self.dense())
+        return self.left.T @ gradient @ self.right
+
+    def spectrum(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Singular vectors and values `(left, values, logs, right)`, descending."""
+        levels, growth = self.frame.levels, self.parts.growth
+        outer, sizes, inner = level_svd(self.parts.blocks, levels)
+        # Signs of singular vectors such that a nearly diagonal block turns its frame little.
+        signs = jnp.where(jnp.diagonal(outer) < 0, -1, 1).astype(growth.dtype)
+        values = self.frame.values[levels] * jnp.exp(growth) * sizes
+        logs = jnp.maximum(self.logs() + jnp.log(sizes), _LOG_ZERO)
+        logs = jnp.where(values > jnp.finfo(values.dtype).tiny, jnp.log(values), logs)
+        order = descending(logs)
+        left, right = self.left @ (outer * signs), self.right @ (inner * signs)
+        return left[:, order], values[order], logs[order], right[:, order]
+
+
+class _LevelChart(AbstractChart):
+    def dense(self, y: Vector, frame: _Frame) -> Matrix:
+        """The product."""
+        return _Point.of(y, frame).dense()
+
     def loss(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> FloatScalar:
         return problem.loss(Dense(self.dense(y, frame)))
 
-    @abc.abstractmethod
-    def dense(self, y: Vector, frame: _Frame) -> Matrix:
-        """The product."""
-
-
-class _Plain(_AbstractSquare):
-    def dense(self, y: Vector, frame: _Frame) -> Matrix:
-        return y.reshape(frame.left.shape)
-
     def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        gradient = _gradient(problem, self.dense(y, frame))
-        return end_to_end_field(self.dense(y, frame), gradient, fz.depth).reshape(-1)
+        depth, levels = fz.depth, frame.levels
+        at = _Parts.of(y, levels)
+        q, r, inverse = jax.vmap(orthonormal)(at.flags)
+        point = _Point(at, frame, frame.left @ q[0], frame.right @ q[1])
+        g, logs = point.gradient(problem), point.logs()
+        outer, values, inner = level_svd(lax.stop_gradient(at.blocks), levels)
+        # Left and right at once: the transposed product has the transposed gradient.
+        blocks, slopes = jnp.stack([at.blocks, at.blocks.T]), jnp.stack([g, g.T])
+        vectors, others = jnp.stack([outer, inner]), jnp.stack([inner, outer])
+        roots = jax.vmap(lambda n, p, q: gram_root(n, p, values, q, depth))(blocks, vectors, others)
+        outers, inners = powers(roots[0], depth), powers(roots[1], depth)
+        # Everything relative to the size of the level, e^c; what has vanished stays as it is.
+        pace = jnp.where(_vanished(logs), 0, jnp.exp(logs * (1 - 2 / depth)))[:, None]
+        within = jnp.where(same(levels), g, 0)
+        moved = -pace * sum(outers[depth - 1 - j] @ within @ inners[j] for j in range(depth))
+        above = apart(levels)
+        fall = jnp.where(above, logs[None] - logs[:, None], 0)
+        ratio, drop = jnp.exp(fall * (2 / depth)), jnp.exp(fall)
+        root_values = values ** (2 / depth)
+
+        def turned(root, n, g, p):
+            side = pace * (n @ g.T + drop * (g @ n.T))
+            x = turn(root, ratio, side, p, root_values, above)
+            return x - x.T
+
+        turning = jax.vmap(turned)(roots, blocks, slopes, vectors)
+        every = jax.vmap(flag_velocity, in_axes=(0, 0, 0, 0, None))
+        moved_flags, spins = every(turning, at.flags, r, inverse, levels)
+        moved = moved - spins[0] @ at.blocks + at.blocks @ spins[1]
+        growth = jnp.diagonal(moved)[levels]
+        return _Parts(growth, moved - at.blocks * growth[:, None], moved_flags).flat(levels)
 
     def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
-        gradient = _gradient(problem, self.dense(y, frame))
-        return -jnp.sum(gradient * end_to_end_field(self.dense(y, frame), gradient, fz.depth))
-
-    def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        return jnp.broadcast_to(jnp.max(jnp.abs(y)), y.shape)
-
-    def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
-        dense = self.dense(y, frame)
-        return Spectral(dense, jnp.log(singular_values(dense)), frame.sign)
-
-    def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
-        left, values, right = svd(self.dense(y, frame))
-        return balanced_from_spectrum(fz, left, jnp.log(values), right)
-
-
-class _Split(_AbstractSquare):
-    def bases(self, y: Vector, frame: _Frame) -> tuple[Matrix, Matrix]:
-        """U and V."""
-        at = _Coordinates.of(y)
-        return frame.left @ _rotation(at.left), frame.right @ _rotation(at.right)
-
-    def dense(self, y: Vector, frame: _Frame) -> Matrix:
-        return _product(_Coordinates.of(y), *self.bases(y, frame))
-
-    def field(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        at, depth = _Coordinates.of(y), fz.depth
-        turned_left, push_left = jax.linearize(_rotation, at.left)
-        turned_right, push_right = jax.linearize(_rotation, at.right)
-        left, right = frame.left @ turned_left, frame.right @ turned_right
-        g = left.T @ _gradient(problem, _product(at, left, right)) @ right
-        sigma = jnp.exp(at.log_sigma)
-        outer, inner = gram_roots(at.block, depth)
-        outers, inners = powers(outer, depth), powers(inner, depth)
-        p = jnp.exp(2 * at.log_sigma / depth)
-        # The end-to-end flow in the frame, block by block.
-        pairs = range(depth)
-        block = -sum(outers[depth - 1 - j] @ g[:-1, :-1] @ inners[j] for j in pairs)
-        column = -sum(p**j * outers[depth - 1 - j] @ g[:-1, -1] for j in pairs)
-        row = -sum(p ** (depth - 1 - j) * g[-1, :-1] @ inners[j] for j in pairs)
-        log_sigma = -depth * jnp.exp(at.log_sigma * (1 - 2 / depth)) * g[-1, -1]
-        # How U and V must turn to keep the off-diagonal blocks zero.
-        size = at.block.shape[0]
-        stay = sigma * jnp.eye(size, dtype=y.dtype)
-        system = jnp.block([[stay, -at.block], [-at.block.T, stay]])
-        turn = solve_smooth(system, jnp.concatenate([column, row]))
-        moved_left, spun_left = _spun(turned_left, push_left, turn[:size])
-        moved_right, spun_right = _spun(turned_right, push_right, turn[size:])
-        block = block - spun_left @ at.block + at.block @ spun_right
-        return _Coordinates(block, moved_left, moved_right, log_sigma).flat()
-
-    def reexpressed(self, fz: Any, y: Vector, frame: _Frame, following: _Frame) -> Vector:
-        at = _Coordinates.of(y)
-        left, right = self.bases(y, frame)
-        a = (following.left.T @ left[:, -1])[:-1]
-        b = (following.right.T @ right[:, -1])[:-1]
-        outer = (following.left @ _rotation(a))[:, :-1].T @ left[:, :-1]
-        inner = (following.right @ _rotation(b))[:, :-1].T @ right[:, :-1]
-        return _Coordinates(outer @ at.block @ inner.T, a, b, at.log_sigma).flat()
-
-    def dissipation(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame):
-        at, depth = _Coordinates.of(y), fz.depth
-        left, right = self.bases(y, frame)
-        g = left.T @ _gradient(problem, _product(at, left, right)) @ right
-        outer, values, inner = svd(at.block)
-        g = _rotate_block(g, outer, inner)
-        p = jnp.concatenate([values, jnp.exp(at.log_sigma)[None]]) ** (2 / depth)
+        point, depth = _Point.of(y, frame), fz.depth
+        outer, sizes, inner = level_svd(point.parts.blocks, frame.levels)
+        g = outer.T @ point.gradient(problem) @ inner
+        p = jnp.exp(point.logs() * (2 / depth)) * sizes ** (2 / depth)
         weights = sum(p[:, None] ** (depth - 1 - j) * p[None] ** j for j in range(depth))
         return jnp.sum(weights * g**2)
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
-        at = _Coordinates.of(y)
+        at = _Parts.of(y, frame.levels)
         # Diagonal at the beginning of a step.
-        values = jnp.abs(jnp.diagonal(at.block))
-        block = jnp.sqrt(values[:, None] * values[None])
-        ones = jnp.ones_like(at.left)
-        return _Coordinates(block, ones, ones, 1 + jnp.abs(at.log_sigma)).flat()
+        values = jnp.abs(jnp.diagonal(at.blocks))
+        blocks = jnp.sqrt(values[:, None] * values[None])
+        growth = 1 + _LOG_SHARE * jnp.abs(frame.logs)
+        return _Parts(growth, blocks, jnp.ones_like(at.flags)).flat(frame.levels)
 
     def product(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Spectral:
-        at = _Coordinates.of(y)
-        logs = jnp.log(singular_values(at.block))
-        last = jnp.where(frame.sign == 0, -jnp.inf, jnp.minimum(at.log_sigma, logs[-1]))
-        return Spectral(self.dense(y, frame), jnp.append(logs, last), frame.sign)
+        point = _Point.of(y, frame)
+        _, _, logs, _ = point.spectrum()
+        logs = jnp.where(_vanished(logs), -jnp.inf, logs)
+        return Spectral(point.dense(), logs, frame.sign)
 
     def factors(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Factors:
-        left, right = self.bases(y, frame)
-        outer, _, inner = svd(_Coordinates.of(y).block)
-        left = jnp.concatenate([left[:, :-1] @ outer, left[:, -1:]], axis=1)
-        right = jnp.concatenate([right[:, :-1] @ inner.T, right[:, -1:]], axis=1)
-        logs = self.product(problem, fz, y, frame).log_values
+        left, _, logs, right = _Point.of(y, frame).spectrum()
         return balanced_from_spectrum(fz, left, logs, right.T)
 
 
 class BalancedSquare(AbstractCharts):
-    """The two charts; reflections carry the sign of the determinant."""
+    """The chart; reflections in its frames carry the sign of the determinant."""
 
     charts: tuple[Any, ...]
 
@@ -192,32 +214,37 @@ class BalancedSquare(AbstractCharts):
     name: ClassVar[str] = "split"
 
     def __init__(self):
-        self.charts = (_Plain(), _Split())
+        self.charts = (_LevelChart(),)
 
     def start(self, fz: AbstractFactorization, factors: Factors) -> Position:
         assert isinstance(fz, DeepMatrix)
-        product = fz.compose(factors)
-        sign, log_det = log_determinant(fz.matrix_chain(factors))
-        identity = jnp.eye(product.shape[0], dtype=product.dtype)
-        _, values, _ = svd(product)
-        log_sigma = jnp.maximum(log_det - jnp.sum(jnp.log(values[:-1])), _LOG_ZERO)
-        split, left, right = _split(product, log_sigma)
-        apart = log_sigma < jnp.log(_SMALL * values[-2])
-        return Position(
-            jnp.where(apart, split, product.reshape(-1)),
-            jnp.where(apart, _SPLIT, _PLAIN).astype(jnp.int32),
-            _Frame(sign, jnp.where(apart, left, identity), jnp.where(apart, right, identity)),
-        )
+        left, values, right = balanced_spectrum(fz.matrix_chain(factors))
+        logs = jnp.sum(jnp.log(values), axis=0)
+        logs = jnp.where(jnp.isnan(logs), -jnp.inf, logs)
+        sign, _ = slogdet(left @ right.T)
+        sign = jnp.where(jnp.isfinite(logs).all(), sign, 0)
+        order, logs = descending(logs), jnp.maximum(logs, _LOG_ZERO)
+        spectrum = left[:, order], jnp.prod(values, axis=0)[order], logs[order], right[:, order]
+        return _at_rest(sign, *spectrum)
 
     def reexpressed(
         self, fz: AbstractFactorization, stages: FloatArray, position: Position, following: _Frame
     ) -> FloatArray:
-        split = self.charts[_SPLIT]
+        # Only predictions across which the levels stay are used.
+        frame, levels = position.frame, following.levels
 
         def moved(y):
-            return split.reexpressed(fz, y, position.frame, following)
+            point = _Point.of(y, frame)
+            turns = jnp.stack([following.left.T @ point.left, following.right.T @ point.right])
+            flags = jax.vmap(lambda turned: flag_of(turned, levels))(turns)
+            q, _, _ = jax.vmap(orthonormal)(flags)
+            outer, inner = jnp.where(same(levels), jnp.swapaxes(q, 1, 2) @ turns, 0)
+            blocks = outer @ point.parts.blocks @ inner.T
+            sizes = jnp.diagonal(blocks)[levels]
+            growth = point.logs() - following.logs[levels] + jnp.log(sizes)
+            return _Parts(growth, blocks / sizes[:, None], flags).flat(levels)
 
-        return jnp.where(position.kind == _SPLIT, jax.vmap(moved)(stages), stages)
+        return jax.vmap(moved)(stages)
 
     def leave(
         self,
@@ -227,74 +254,76 @@ class BalancedSquare(AbstractCharts):
         y: Vector,
         frame: _Frame,
     ) -> Position:
-        del problem, fz
-        identity = jnp.eye(frame.left.shape[0], dtype=frame.left.dtype)
-        if isinstance(chart, _Plain):
-            product = chart.dense(y, frame)
-            values = singular_values(product)
-            there, left, right = _split(product, jnp.log(values[-1]))
-            plain = ~(values[-1] < _SMALL * values[-2])
-            coordinates = y
-        else:
-            at = _Coordinates.of(y)
-            left, right = chart.bases(y, frame)
-            outer, values, inner = svd(at.block)
-            outer, inner = _aligned(outer, inner)
-            left = jnp.concatenate([left[:, :-1] @ outer, left[:, -1:]], axis=1)
-            right = jnp.concatenate([right[:, :-1] @ inner.T, right[:, -1:]], axis=1)
-            zero = jnp.zeros_like(at.left)
-            there = _Coordinates(jnp.diag(values), zero, zero, at.log_sigma).flat()
-            plain = at.log_sigma > jnp.log(_COMPARABLE * values[-1])
-            coordinates = chart.dense(y, frame).reshape(-1)
-        return Position(
-            jnp.where(plain, coordinates, there),
-            jnp.where(plain, _PLAIN, _SPLIT).astype(jnp.int32),
-            _Frame(frame.sign, jnp.where(plain, identity, left), jnp.where(plain, identity, right)),
-        )
+        del chart, problem, fz
+        left, values, logs, right = _Point.of(y, frame).spectrum()
+        return _at_rest(frame.sign, _polished(left), values, logs, _polished(right))
 
 
-def _split(product: Matrix, log_sigma: FloatScalar) -> tuple[Vector, Matrix, Matrix]:
-    left, values, right = svd(product)
-    zero = jnp.zeros_like(values[:-1])
-    return _Coordinates(jnp.diag(values[:-1]), zero, zero, log_sigma).flat(), left, right.T
+def balanced_spectrum(factors: tuple[FloatArray, ...]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    r"""Singular vectors of the product of balanced factors, and the singular values of each factor.
 
-
-def _rotation(vector: Vector) -> Matrix:
-    """The rotation that takes the last unit vector to `(vector, sqrt(1 - |vector|^2))`."""
-    cosine = jnp.sqrt(1 - jnp.sum(vector**2))
-    size = vector.shape[0]
-    upper = jnp.eye(size, dtype=vector.dtype) - jnp.outer(vector, vector) / (1 + cosine)
-    last = jnp.append(vector, cosine)
-    return jnp.concatenate([jnp.concatenate([upper, -vector[None]]), last[:, None]], axis=1)
-
-
-def _spun(rotation: FloatArray, push: Callable, turn: Vector) -> tuple[Vector, FloatArray]:
-    """Velocity of the rotation's vector, and of the basis of the block, for a turn of the frame.
-
-    `push` is the derivative of the rotation with respect to its vector.
+    Returns `(left, values, right)`, values of shape `(L, d)`, equal over the layers if the factors
+    are balanced. Where a factor is known with relative precision row by row or column by
+    column, as `diag(1, 1e-40)` is, so are its small singular values: they are never taken from a
+    product, or from differences of larger numbers.
     """
-    velocity = rotation[:-1, :-1] @ turn
-    return velocity, rotation[:, :-1].T @ push(velocity)[:, :-1]
+    _, _, right = svd(factors[0])
+    right = right.T
+    transposed = tuple(factor.T for factor in factors[::-1])
+    # Once through the layers, back, and on again: as in subspace iteration, what rounding left of
+    # large directions in small ones shrinks by the ratio of the product's singular values.
+    for chain in (factors, transposed, factors):
+        left, diagonals = _through(chain, right)
+        left, right = right, left
+    left, right = right, left
+    signs = jnp.where(jnp.prod(jnp.sign(diagonals), axis=0) < 0, -1, 1).astype(left.dtype)
+    return left * signs, jnp.abs(diagonals), right
 
 
-def _product(at: _Coordinates, left: Matrix, right: Matrix) -> Matrix:
-    small = jnp.exp(at.log_sigma) * left[:, -1:] @ right[:, -1:].T
-    return left[:, :-1] @ at.block @ right[:, :-1].T + small
+def _through(factors: tuple[FloatArray, ...], basis: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The basis after all factors, orthonormal after each, and the diagonals of the triangles."""
+    diagonals = []
+    for factor in factors:
+        basis, triangle = qr(factor @ basis)
+        diagonals.append(jnp.diagonal(triangle))
+    return basis, jnp.stack(diagonals)
 
 
-def _gradient(problem: AbstractProblem, product: Matrix) -> Matrix:
-    return jax.grad(lambda w: problem.loss(Dense(w)))(product)
+def _at_rest(
+    sign: FloatScalar, left: Matrix, values: Vector, logs: Vector, right: Matrix
+) -> Position:
+    """The beginning of a step at a product of these singular vectors and values."""
+    levels = levels_of(logs)
+    large = values > jnp.finfo(values.dtype).tiny
+    shares = jnp.where(
+        large, values / jnp.where(large, values[levels], 1), jnp.exp(logs - logs[levels])
+    )
+    zero = jnp.zeros((2, *left.shape), left.dtype)
+    y = _Parts(jnp.zeros_like(logs), jnp.diag(shares), zero).flat(levels)
+    # Positions are of one kind if they have the same levels.
+    place = jnp.arange(levels.shape[0], dtype=jnp.int32)
+    kind = jnp.sum(jnp.where(levels == place, 1 << place, 0), dtype=jnp.int32)
+    return Position(y, kind, _Frame(sign, left, right, values, logs, levels))
 
 
-def _rotate_block(g: FloatArray, outer: FloatArray, inner: FloatArray) -> FloatArray:
-    block = outer.T @ g[:-1, :-1] @ inner.T
-    column = outer.T @ g[:-1, -1:]
-    row = g[-1:, :-1] @ inner.T
-    upper = jnp.concatenate([block, column], axis=1)
-    return jnp.concatenate([upper, jnp.concatenate([row, g[-1:, -1:]], axis=1)])
+def _square(y: Vector) -> FloatArray:
+    dim = round(y.shape[0] ** 0.5)
+    return y.reshape(dim, dim)
 
 
-def _aligned(outer: Matrix, inner: Matrix) -> tuple[Matrix, Matrix]:
-    """Signs of singular vectors such that a nearly diagonal block turns its frame little."""
-    signs = jnp.where(jnp.diagonal(outer) < 0, -1, 1).astype(outer.dtype)
-    return outer * signs, inner * signs[:, None]
+def _first(levels: Levels) -> BoolArray:
+    """The diagonal places of the first positions, which hold the logarithms."""
+    place = jnp.arange(levels.shape[0], dtype=jnp.int32)
+    return (place[:, None] == place) & (levels == place)
+
+
+def _vanished(logs: Vector) -> BoolArray:
+    return logs < _LOG_ZERO / 10
+
+
+def _polished(basis: Matrix) -> FloatArray:
+    """Orthogonal, by one step of Newton and Schulz's iteration, if rounding has added up."""
+    gram = basis.T @ basis
+    off = jnp.max(jnp.abs(gram - jnp.eye(basis.shape[0], dtype=basis.dtype)))
+    drifted = off > _DRIFTED * jnp.finfo(basis.dtype).eps
+    return jnp.where(drifted, 1.5 * basis - 0.5 * basis @ gram, basis)
