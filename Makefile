@@ -6,8 +6,9 @@ MINUTES ?= 10
 SEED ?= 0
 
 # Compilation is most of the tests' time and takes one core; a file's tests share what they compile.
+# The longest files come first, see tests/conftest.py.
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadfile
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,6 +1,7 @@
 """Settings of every test: precision, strict dtypes, deterministic examples."""
 
 import os
+import pathlib
 
 import hypothesis
 import jax
@@ -23,6 +24,61 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("factorflow")
 
 
+# Not even imported by the float32 job: what has no precision (messages, files, processes, names),
+# or one of its own whatever the session's, as the papers have and all of `analysis`. What such code
+# does in a session of single precision is in `test_single_precision_sessions`.
+ONCE = [
+    "analysis",
+    "campaign",
+    "cli",
+    "drawing",
+    "experiments",
+    "papers",
+    "report",
+    "_measure/test_registry.py",
+    "reference/test_cp_errors.py",
+    "reference/test_cp_fit.py",
+    "reference/test_cp_rank.py",
+    "test_as_users_do.py",
+    "test_bad_input.py",
+    "test_interrupt.py",
+    "test_observe.py",
+    "test_pages.py",
+    "test_public_names.py",
+    "test_registry.py",
+    "test_results.py",
+]
+collect_ignore = [] if X64 else ONCE
+
+
+# The files that take longest, in CPU time, the longest first. Whole files go to the processes in
+# this order (`--dist loadfile --no-loadscope-reorder`): one that came last would leave the other
+# process with nothing to do.
+LONGEST = [
+    "papers/test_gunasekar_2017.py",
+    "papers/test_arora_cohen_hu_luo_2019.py",
+    "papers/test_razin_cohen_2020.py",
+    "papers/test_bai_2024.py",
+    "papers/test_razin_maman_cohen_2021.py",
+    "papers/test_li_luo_lyu_2021.py",
+    "test_trusted_numbers.py",
+    "test_certificate.py",
+    "test_certificate_at_random.py",
+    "_dynamics/test_certified_flows.py",
+    "_dynamics/test_oracle.py",
+    "_dynamics/charts/test_balanced_2x2.py",
+    "_dynamics/charts/test_balanced_square.py",
+    "_dynamics/charts/test_factor_space.py",
+    "_dynamics/test_multirate_flow.py",
+    "analysis/test_minimized.py",
+    "analysis/test_greedy.py",
+    "_dynamics/test_gradient_flow.py",
+    "test_simulate.py",
+    "cli/test_processes.py",
+    "test_pages.py",
+]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not X64:
         # What users are told once, and this job means.
@@ -30,6 +86,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = pathlib.Path(__file__).parent
+    places = {tests / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))  # stable within a file
     if X64:
         return
     skip = pytest.mark.skip(reason="needs double precision")

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import factorflow as ff
 from factorflow._factorization import AbstractFactorization
@@ -123,6 +124,7 @@ def test_a_factorization_of_ones_own():
     )
 
 
+@pytest.mark.x64  # experiments have a precision of their own
 def test_a_paper_of_ones_own(tmp_path):
     from experiments.common import base
     from factorflow.drawing import draw_curve, loss_panels

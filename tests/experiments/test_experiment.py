@@ -197,9 +197,3 @@ def test_the_configuration_does_not_change_what_a_seed_means():
     for first, second in zip(narrow.factors, wide.factors, strict=True):
         np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(narrow.problem.values, wide.problem.values)
-
-
-@pytest.mark.skipif(jax.config.read("jax_enable_x64"), reason="needs single precision")
-def test_double_precision_must_be_enabled():
-    with pytest.raises(ValueError, match="jax_enable_x64"):
-        base(dtype="float64").build()

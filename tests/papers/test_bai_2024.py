@@ -186,6 +186,7 @@ def test_captions_define_and_claims_have_sources():
 
 @pytest.mark.parametrize("scale", ["quick", "paper", "beyond"])
 def test_figures_share_their_experiments_which_are_distinct(scale):
-    first, second = ([e.key() for e in f.experiments(scale)] for f in PAPER.figures)
-    assert first == second
-    assert len(first) == len(set(first))
+    first, second = (figure.experiments for figure in PAPER.figures)
+    assert first is second
+    keys = [experiment.key() for experiment in first(scale)]
+    assert len(keys) == len(set(keys))

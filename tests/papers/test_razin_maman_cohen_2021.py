@@ -134,9 +134,10 @@ def test_the_paper_is_listed_under_its_own_name():
 
 @pytest.mark.parametrize("scale", ["quick", "paper", "beyond"])
 def test_figures_share_their_experiments_which_are_distinct(scale):
-    first, second = ([e.key() for e in f.experiments(scale)] for f in PAPER.figures)
-    assert first == second
-    assert len(first) == len(set(first))
+    first, second = (figure.experiments for figure in PAPER.figures)
+    assert first is second
+    keys = [experiment.key() for experiment in first(scale)]
+    assert len(keys) == len(set(keys))
 
 
 @pytest.mark.parametrize("loss", ["squared", "absolute", "huber"])
