@@ -15,7 +15,7 @@ __all__ = ["Truth", "exact_start", "problem_of", "truths"]
 # stand for the exactly balanced ones of the same product: what `GradientFlow` documents.
 _BALANCE_ULPS = 1e2
 # Multiplications that a run may cost, at some 3e-9 seconds for each lane-wide one.
-_BUDGET = 6e8
+_BUDGET = 2.5e8
 # A second reference starts this far away, relatively, and takes other steps.
 _NUDGE = 1e-26
 
@@ -67,7 +67,7 @@ def truths(specs, kind: str, levels, latest, second: bool = False, seed: int = 0
     depth = len(starts[0])
     size = float(np.mean([high.shape[0] * high.shape[1] for high, _ in starts[0]])) ** 1.5
     cost = (3 * (depth - 1) + 1) * 26**2 / 2 * (size + 4)
-    most = int(np.clip(_BUDGET / cost, 400, 8_000))
+    most = int(np.clip(_BUDGET / cost, 300, 4_000))
     if second:
         rng = np.random.default_rng(seed)
         starts = [
