@@ -54,6 +54,15 @@ def test_ctrl_c_is_obeyed_within_a_second(program):
     assert took < 1.5
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C as in the foreground: where a shell runs these tests in the background it is ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("heard")
 def test_the_guard_leaves_no_trace_and_is_for_the_main_thread_only():
     before = signal.getsignal(signal.SIGINT), sys.unraisablehook
     with guarded():
