@@ -56,7 +56,7 @@ def test_ctrl_c_is_obeyed_within_a_second(program):
 
 @pytest.fixture
 def heard():
-    """Ctrl-C as in the foreground: where a shell runs these tests in the background it is ignored."""
+    """Ctrl-C as in the foreground: a shell that runs the tests in the background ignores it."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
