@@ -49,17 +49,19 @@ def as_floats(name: str, value: Any) -> FloatArray:
             f"{name} must be real, got {value.dtype}: fit real and imaginary parts apart, or put "
             "them side by side as [[re, -im], [im, re]]."
         )
-    with np.errstate(over="ignore"):
-        array = jnp.asarray(value, dtype)
     if not _traced(value):
         given = np.asarray(value, float)
-        lost = np.argwhere(np.isfinite(given) & ~np.isfinite(np.asarray(array)))
+        with np.errstate(over="ignore"):
+            # In NumPy: under a trace even an array made of numbers is one that has none.
+            kept = given.astype(dtype)
+        lost = np.argwhere(np.isfinite(given) & ~np.isfinite(kept))
         if len(lost):
             raise ValueError(
                 f"{name} holds {given[tuple(lost[0])]}, more than {dtype} can: rescale, or call "
                 'jax.config.update("jax_enable_x64", True) first.'
             )
-    return array
+    with np.errstate(over="ignore"):
+        return jnp.asarray(value, dtype)
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
