@@ -200,8 +200,9 @@ def lane(value: float, **measures) -> Lane:
         ("log_singular_values", [0.1, -100.0], [0.2, -101.0], 0.1),
         ("balancedness_gap", 0.0, 1e-3, 1e-3 / 4),
         ("rank", 2.0, 3.0, np.inf),
-        ("effective_rank", np.nan, 1.0, np.inf),
-        ("effective_rank", np.inf, np.inf, 0.0),
+        ("effective_rank", np.nan, np.nan, np.inf),
+        ("effective_rank", np.inf, np.inf, np.inf),
+        ("log_singular_values", [0.0, -np.inf], [0.0, -np.inf], 0.0),
     ],
 )
 def test_the_error_of_a_measure_is_relative_to_what_it_declares(name, ours, others, error):
@@ -209,3 +210,27 @@ def test_the_error_of_a_measure_is_relative_to_what_it_declares(name, ours, othe
     run, other = lane(2.0, **{name: ours}), lane(2.0, **{name: others})
     found = compare("companion_error", run, other, measures, (1, 1))
     assert found.measures[name][0] == pytest.approx(error)
+
+
+def test_signs_that_rounding_tosses_are_not_trusted():
+    """From an exactly singular start, dyadic numbers, the determinant stays zero for ever."""
+    fz, hidden = ff.DeepMatrix((3, 3), depth=2), np.array([[1.0], [0.5], [0.25]])
+    for seed in range(3):
+        draw = np.random.default_rng(seed)
+        row = draw.integers(-7, 8, size=(1, 3)) / 16 + 1 / 32
+        start = jnp.asarray(hidden @ row), jnp.asarray(draw.permutation(row[0])[:, None] @ hidden.T)
+        places = [(i, j) for i in range(3) for j in range(3)]
+        run = follow(
+            ff.Completion((3, 3), places, draw.normal(size=9)),
+            fz,
+            ff.GradientFlow("radau"),
+            start,
+            [1.0],
+            observe=ff.AtTimes([0.5]),
+            stop=ff.Stop(max_time=0.5),
+            measures=["determinant_sign", "rank[1e-17]", "rank[1e-6]"],
+        )
+        right = {"determinant_sign": 0, "rank[1e-17]": 1, "rank[1e-6]": 1}
+        for name, flags in run.certificate.trusted_measures.items():
+            assert run.measures[name][0] == right[name] or not flags[0]
+        assert run.certificate.trusted_measures["rank[1e-6]"][0]

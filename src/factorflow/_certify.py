@@ -13,6 +13,7 @@ from factorflow._companions import Companion, afterwards, at_once, once_more
 from factorflow._compare import Comparison, Lane, compare, settle
 from factorflow._evidence import Agreement, agreement, judge
 from factorflow._follow import follow
+from factorflow._measure import as_measure
 from factorflow._names import named
 from factorflow._spec import RunSpec, structure
 from factorflow._trajectory import Trajectory
@@ -113,7 +114,7 @@ def _compared(spec: RunSpec, run: Lane, companion: Companion, lane: Lane) -> Com
     measures = spec.measures
     if not companion.spec.dynamics.continuous and spec.observed_at == "loss":
         # Descent passes a level by up to a step, which is no error of a row that says where it is.
-        measures = tuple(measure for measure in measures if measure.name != "loss")
+        measures = tuple(measure for measure in measures if measure is not as_measure("loss"))
     return compare(companion.kind, run, lane, measures, spec.problem.shape)
 
 

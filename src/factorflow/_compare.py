@@ -156,10 +156,10 @@ def _measured(measure: Measure, run: Lane, companion: Lane) -> Rows:
     if measure.error == "own":
         errors = _relative(ours, others)
     elif measure.error == "exact":
-        errors = np.where(_same(ours, others), 0.0, np.inf)
+        errors = np.where(ours == others, 0.0, np.inf)
     else:
         with np.errstate(invalid="ignore"):
-            distance = np.where(_same(ours, others), 0.0, np.abs(ours - others))
+            distance = np.where(ours == others, 0.0, np.abs(ours - others))
         sizes = {
             "logarithm": np.maximum(1, np.abs(ours)),
             "unit": np.ones_like(ours),
@@ -167,7 +167,10 @@ def _measured(measure: Measure, run: Lane, companion: Lane) -> Rows:
             "factors": np.asarray(run.witness.rows["size"], float)[:, None],
         }
         errors = _share(distance, sizes[measure.error])
-    return np.max(errors, axis=1, initial=0.0)
+    # What is no number, or more than the dtype holds, is no value that could be right; but the
+    # logarithm of a singular value or determinant that is zero is.
+    lost = ~np.isfinite(ours) & ~((measure.error == "logarithm") & (ours == -np.inf))
+    return np.max(np.where(lost, np.inf, errors), axis=1, initial=0.0)
 
 
 def _relative(ours, others) -> Rows:

@@ -17,7 +17,8 @@ from factorflow._dynamics.base import where
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
 from factorflow._interrupt import check
 from factorflow._measure import Snapshot
-from factorflow._product import AbstractProduct, Factored
+from factorflow._observed import measured, view
+from factorflow._product import Factored
 from factorflow._results import RESULTS
 from factorflow._settings import own_settings
 from factorflow._spec import RunSpec
@@ -162,18 +163,6 @@ def _lanes(function: Callable) -> Callable:
     return eqx.filter_vmap(function)
 
 
-def _view(spec: RunSpec, state: AbstractState, rounding: jax.Array | None = None) -> Snapshot:
-    product = spec.dynamics.product(spec.problem, spec.factorization, state)
-    return Snapshot(
-        spec.problem,
-        product if rounding is None else _rounded(product, rounding),
-        factorization=spec.factorization,
-        factors=lambda: spec.dynamics.factors(spec.problem, spec.factorization, state),
-        time=state.time,
-        step=state.step,
-    )
-
-
 def _start(spec: RunSpec) -> tuple[AbstractState, jax.Array]:
     state = spec.dynamics.init(spec.problem, spec.factorization, spec.factors, spec.key)
     # Constants such as `RESULTS.successful` are no JAX arrays, and would not get an axis of lanes.
@@ -223,31 +212,14 @@ def _observe(
     return located, _row(spec, located, reached)
 
 
-def _rounded(product: AbstractProduct, size: jax.Array) -> AbstractProduct:
-    """The product with its entries, or those of its factors, changed by this share of the largest.
-
-    As integrators round them: an entry far below the largest is not known to its last digit.
-    """
-
-    def change(leaf):
-        if not eqx.is_array(leaf) or leaf.ndim < 2:
-            return leaf  # logarithms and signs that a product knows better than its entries
-        # As good as random, and no table of numbers to compile in.
-        noise = jnp.sin(12.9898 * jnp.arange(1, leaf.size + 1, dtype=leaf.dtype))
-        return leaf + size * jnp.max(jnp.abs(leaf)) * noise.reshape(leaf.shape)
-
-    return jax.tree.map(change, product)
-
-
 def _row(spec: RunSpec, located: AbstractState, reached: jax.Array) -> "_Rows":
-    snapshot = _view(spec, located)
-    measured = _view(spec, located, spec.rounding)
+    snapshot = view(spec, located)
     return _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
         witness=witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures),
-        measures={measure.name: measure(measured) for measure in spec.measures},
+        measures=measured(spec, located),
     )
 
 
@@ -278,7 +250,7 @@ def _finish(
         blank = -1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan
         return jnp.where(reached.reshape(shape), values, jnp.asarray(blank, values.dtype))
 
-    end = _view(spec, state)
+    end = view(spec, state)
     trajectory = Trajectory(
         times=mask(rows.times),
         steps=mask(rows.steps),

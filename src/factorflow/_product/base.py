@@ -1,6 +1,7 @@
 """The interface of a product."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ class AbstractProduct(eqx.Module):
     Problems and measures ask only for what they need; a product that knows its singular values or
     its determinant better than its rounded entries do says so here.
     """
+
+    # Whether every entry is known to its own last digits, not only to those of the largest.
+    entrywise: ClassVar[bool] = False
 
     @abc.abstractmethod
     def dense(self) -> FloatArray:

@@ -1,5 +1,7 @@
 """A product whose singular values are known better than its entries show."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from factorflow._product.base import AbstractProduct
@@ -21,6 +23,8 @@ class Spectral(AbstractProduct):
     array: FloatArray
     log_values: FloatArray
     sign: FloatScalar
+
+    entrywise: ClassVar[bool] = True
 
     def dense(self) -> FloatArray:
         return self.array
