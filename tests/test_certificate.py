@@ -83,7 +83,7 @@ def companion(
 ) -> Comparison:
     product, time, loss = (np.where(reached, rows, np.nan) for rows in (error, time, loss))
     none = np.zeros(4, bool)
-    return Comparison(kind, product, time, {"loss": loss}, none, none)
+    return Comparison(kind, product, time, {"loss": loss}, np.zeros(4), none, none)
 
 
 def test_a_kept_sign_proves_nothing():

@@ -35,6 +35,7 @@ class Comparison(NamedTuple):
     - `product`: of the entries, relative to the largest.
     - `time`: relative.
     - `measures`: of every measure, as its kind of error says.
+    - `clock`: between the readings of their clocks, beyond what their steps leave open.
     - `apart`: whether the two are as far apart in what gradient flow conserves as the run has
         drifted: a companion that agrees all the same shows that this drift decides nothing.
     - `on_a_set`: whether both lie on an invariant set to the last bit, see `on_a_set`.
@@ -44,6 +45,7 @@ class Comparison(NamedTuple):
     product: Rows
     time: Rows
     measures: dict[str, Rows]
+    clock: Rows
     apart: Flags
     on_a_set: Flags
 
@@ -84,9 +86,19 @@ def compare(
         known(_share(distance, largest)),
         known(_relative(run.trajectory.times, companion.trajectory.times)),
         {measure.name: known(_measured(measure, run, companion)) for measure in measures},
+        known(_clocks(run, companion)),
         there & _apart(run, companion),
         there & on_a_set(run, shape) & on_a_set(companion, shape),
     )
+
+
+def _clocks(run: Lane, companion: Lane) -> Rows:
+    ours, others = run.witness.rows, companion.witness.rows
+    (one, first), (two, second) = (
+        [np.asarray(rows[name], float) for name in ("clock", "clock_spread")]
+        for rows in (ours, others)
+    )
+    return np.abs(one - two) - first - second
 
 
 def _apart(run: Lane, companion: Lane) -> Flags:
@@ -142,6 +154,7 @@ def _chosen(rows: Flags, first: Comparison, second: Comparison) -> Comparison:
         where(first.product, second.product),
         where(first.time, second.time),
         {name: where(error, second.measures[name]) for name, error in first.measures.items()},
+        where(first.clock, second.clock),
         np.where(rows, first.apart, second.apart),
         np.where(rows, first.on_a_set, second.on_a_set),
     )

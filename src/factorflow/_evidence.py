@@ -28,6 +28,8 @@ _DESCENT_TOLERANCE = 1e-2
 # leaves an unstable set earlier by a fixed share of the time on it, the logarithm of 64 ulp over
 # that of 2^52, a tenth. Of flows in double precision, and of all others, whose errors are larger.
 _CHANCE = {True: 1e-2, False: 3e-2}
+# Where both have arrived, what the loss fell by on leaving counts by its share of all it fell.
+_SHARE = 0.3
 # The share of the tolerance within which two runs must agree, so that neither errs by more than it.
 # What is read off vanishing singular values is rounding in both, and no nearer in one of them.
 _MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
@@ -108,7 +110,8 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
         near = agreement(spec, companion.kind, kinds)
         doubts.add(moved.get(companion.kind, "companion"), companion.product > near.place)
         # Two runs that never left a set differ in time by their tolerances only.
-        late = ~np.asarray(on_set) & (companion.time > max(chance, near.place))
+        late = (companion.time > max(chance, near.place)) | (companion.clock > chance * _SHARE)
+        late &= ~np.asarray(on_set)
         # What has left its way once does not come back to it.
         doubts.add("chance", reached & (np.cumsum(reached & late) > 0))
         for name, error in companion.measures.items():

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from factorflow._certificate import Certificate
+from factorflow._clock import Clock
 from factorflow._dynamics import AbstractState
 from factorflow._dynamics.base import where
 from factorflow._ending import before_end, count_checks, crossed, ended, final_state
@@ -27,8 +28,7 @@ from factorflow._witness import Witness, sign_of, witness_of, witness_row
 
 __all__ = ["follow"]
 
-# Attempts at a row between two looks whether a flow still gets on: with as many steps rejected in
-# sequence it never will, as step sizes fall to a fifth to two thirds each time.
+# Attempts between two looks whether a flow gets on: with all of them rejected it never will.
 _LOOK_EVERY = 256
 # What a row, or a look, costs beside a step.
 _ROW_COST = 4
@@ -45,6 +45,7 @@ class _Run(eqx.Module):
     tried: jax.Array
     state: AbstractState
     passed: jax.Array
+    clock: Clock
     # What the last row has found, and all rows so far.
     located: AbstractState
     rows: "_Rows"
@@ -59,12 +60,14 @@ def begun(spec: RunSpec) -> _Run:
     none = jnp.zeros((), jnp.int32)
     passed = _lanes(count_checks)(spec, state, jnp.zeros(state.step.shape, jnp.int32))
     lanes, count = spec.levels.shape
-    row = eqx.filter_eval_shape(_lanes(_row), spec, state, jnp.isfinite(state.loss))
+    clock = _lanes(Clock.begun)(state)
+    row = eqx.filter_eval_shape(_lanes(_row), spec, state, jnp.isfinite(state.loss), clock, state)
     return _Run(
         row=none,
         tried=none,
         state=state,
         passed=passed,
+        clock=clock,
         located=state,
         rows=jax.tree.map(lambda s: jnp.zeros((lanes, count, *s.shape[1:]), s.dtype), row),
         seen=state.step,
@@ -98,19 +101,23 @@ def proceeded(spec: RunSpec, run: _Run, budget: jax.Array) -> _Run:
             done, *carry = carry
             return done + 1, *_lanes(_advance)(spec, *carry, level)
 
-        start = jnp.zeros_like(left), run.state, run.passed, active
-        done, state, passed, active = lax.while_loop(
+        start = jnp.zeros_like(left), run.state, run.passed, run.clock, active
+        done, state, passed, clock, active = lax.while_loop(
             lambda c: jnp.any(c[-1]) & (c[0] < most), step, start
         )
         run = eqx.tree_at(
-            lambda r: (r.tried, r.state, r.passed), run, (run.tried + done, state, passed)
+            lambda r: (r.tried, r.state, r.passed, r.clock),
+            run,
+            (run.tried + done, state, passed, clock),
         )
         run = lax.cond(jnp.any(active), look, observe, run, active, level)
         return run, left - done - _ROW_COST
 
     def observe(run, active, level):
         del active
-        located, found = _lanes(_observe)(spec, run.state, run.passed, level, run.located)
+        located, found = _lanes(_observe)(
+            spec, run.state, run.passed, run.clock, level, run.located
+        )
         rows = jax.tree.map(
             # Without the row that only leads to the end.
             lambda all_rows, one: all_rows.at[:, run.row].set(one, mode="drop"),
@@ -176,28 +183,35 @@ def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: j
 
 
 def _advance(
-    spec: RunSpec, state: AbstractState, passed: jax.Array, active: jax.Array, level: jax.Array
+    spec: RunSpec,
+    state: AbstractState,
+    passed: jax.Array,
+    clock: Clock,
+    active: jax.Array,
+    level: jax.Array,
 ):
-    before = state.step
+    start, before = state, state.step
     state = spec.dynamics.advance(spec.problem, spec.factorization, state, active)
+    clock = clock.ticked(start, state)
     if spec.stop.loss is not None or spec.stop.gradient_norm is not None:
         # Nothing new to check after a rejected step of a flow.
         moved = state.step != before
         passed = jnp.where(moved, count_checks(spec, state, passed), passed)
-    return state, passed, _unfinished(spec, state, passed, level)
+    return state, passed, clock, _unfinished(spec, state, passed, level)
 
 
 def _observe(
     spec: RunSpec,
     state: AbstractState,
     passed: jax.Array,
+    clock: Clock,
     level: jax.Array,
     before: AbstractState,
 ) -> "tuple[AbstractState, _Rows]":
     """The state at a level; `before` is that of the row before."""
     if spec.observed_at == "end":
         located, _ = final_state(spec, state, passed, None)
-        return located, _row(spec, located, jnp.isfinite(state.loss))
+        return located, _row(spec, located, jnp.isfinite(state.loss), clock, state)
     reached = crossed(spec.observed_at, state, level) & jnp.isfinite(state.loss)
     known = jnp.asarray(False)
     if spec.ends_at_level:
@@ -209,16 +223,20 @@ def _observe(
     target = {} if spec.observed_at == "step" else {spec.observed_at: level}
     located = spec.dynamics.locate(spec.problem, spec.factorization, state, **target)
     located = where(known, before, located)
-    return located, _row(spec, located, reached)
+    return located, _row(spec, located, reached, clock, state)
 
 
-def _row(spec: RunSpec, located: AbstractState, reached: jax.Array) -> "_Rows":
+def _row(
+    spec: RunSpec, located: AbstractState, reached: jax.Array, clock: Clock, end: AbstractState
+) -> "_Rows":
     snapshot = view(spec, located)
+    reading, spread = clock.read(located, end)
+    witness = witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures)
     return _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
-        witness=witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures),
+        witness={**witness, "clock": reading, "clock_spread": spread},
         measures=measured(spec, located),
     )
 

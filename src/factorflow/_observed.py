@@ -50,12 +50,22 @@ def _rounded(product: AbstractProduct, size: jax.Array, draw: int) -> AbstractPr
     in coordinates made for it.
     """
 
-    def change(leaf):
-        if not eqx.is_array(leaf) or leaf.ndim < 2:
-            return leaf  # logarithms and signs that a product knows better than its entries
-        # As good as random, and no table of numbers to compile in.
-        noise = jnp.sin((12.9898 + draw) * jnp.arange(1, leaf.size + 1, dtype=leaf.dtype))
-        sizes = leaf if product.entrywise else jnp.max(jnp.abs(leaf))
-        return leaf + size * sizes * noise.reshape(leaf.shape)
+    leaves, structure = jax.tree.flatten(product)
+    changed, place = [], 1
+    for leaf in leaves:
+        if (
+            eqx.is_array(leaf) and leaf.ndim >= 2
+        ):  # not logarithms and signs, which are known better
+            sizes = leaf if product.entrywise else jnp.max(jnp.abs(leaf))
+            leaf = leaf + size * sizes * _noise(leaf, place, draw)
+            place += leaf.size
+        changed.append(leaf)
+    return jax.tree.unflatten(structure, changed)
 
-    return jax.tree.map(change, product)
+
+def _noise(leaf: jax.Array, place: int, draw: int) -> jax.Array:
+    """Numbers in (-1, 1), as good as random and no table to compile in."""
+    places = jnp.arange(place, place + leaf.size, dtype=leaf.dtype)
+    # Digits far behind the point: the sines alone would make a matrix of rank two.
+    large = 43758.5453 * jnp.sin((12.9898 + draw) * places)
+    return (2 * (large - jnp.floor(large)) - 1).reshape(leaf.shape)
