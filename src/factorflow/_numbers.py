@@ -9,7 +9,7 @@ import numpy as np
 
 from factorflow._types import FloatArray
 
-__all__ = ["as_floats", "refuse_masked", "refuse_traced"]
+__all__ = ["as_floats", "is_traced", "refuse_masked", "refuse_traced"]
 
 _NOT_TRACED = (
     "A run is compiled as a whole and cannot be part of a jit, vmap or grad: call `simulate` "
@@ -20,11 +20,12 @@ _NOT_TRACED = (
 
 def refuse_traced(*trees: Any) -> None:
     """Refuse arrays under a JAX transformation in what makes up a run."""
-    if _traced(*trees):
+    if is_traced(*trees):
         raise ValueError(_NOT_TRACED)
 
 
-def _traced(*trees: Any) -> bool:
+def is_traced(*trees: Any) -> bool:
+    """Whether any array has no numbers to look at yet, under a JAX transformation."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
@@ -43,13 +44,13 @@ def as_floats(name: str, value: Any) -> FloatArray:
     dtype = jnp.result_type(float)
     refuse_masked(name, value)
     if not isinstance(value, jax.Array):
-        value = jnp.asarray(value) if _traced(value) else _numpy(name, value)
+        value = jnp.asarray(value) if is_traced(value) else _numpy(name, value)
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise ValueError(
             f"{name} must be real, got {value.dtype}: fit real and imaginary parts apart, or put "
             "them side by side as [[re, -im], [im, re]]."
         )
-    if not _traced(value):
+    if not is_traced(value):
         given = np.asarray(value, float)
         with np.errstate(over="ignore"):
             # In NumPy: under a trace even an array made of numbers is one that has none.

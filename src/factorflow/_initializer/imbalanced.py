@@ -13,6 +13,7 @@ from factorflow._factorization import AbstractFactorization, DeepMatrix
 from factorflow._initializer.balanced import Balanced
 from factorflow._initializer.base import AbstractInitializer, Sign, check_determinant, check_scales
 from factorflow._linalg import singular_values
+from factorflow._numbers import is_traced
 from factorflow._random import check_key, gaussian
 from factorflow._settings import own_settings
 from factorflow._types import Factors, FloatScalar, RandomKey
@@ -86,15 +87,20 @@ class Imbalanced(AbstractInitializer):
             for key, factor in zip(keys, balanced, strict=True)
         ]
 
-        resolved = _RESOLVED * allowed_gap(tuple(balanced))
-        if self.imbalance < resolved:
-            raise ValueError(
-                f"imbalance={self.imbalance:.3g} is hidden by the rounding of {balanced[0].dtype} "
-                f"factors of this size, which are followed as balanced. Ask for {resolved:.2g} or "
-                "more, or use Balanced."
-            )
+        if not is_traced(balanced, self.imbalance):
+            _refuse_hidden(self.imbalance, tuple(balanced))
         target = jnp.asarray(self.imbalance, balanced[0].dtype)
         return _imbalanced(factorization, tuple(balanced), tuple(directions), target)
+
+
+def _refuse_hidden(imbalance: float, balanced: Factors) -> None:
+    resolved = _RESOLVED * allowed_gap(balanced)
+    if imbalance < resolved:
+        raise ValueError(
+            f"imbalance={imbalance:.3g} is hidden by the rounding of {balanced[0].dtype} factors "
+            f"of this size, which are followed as balanced. Ask for {resolved:.2g} or more, or use "
+            "Balanced."
+        )
 
 
 # One compilation for all starts of one shape.
