@@ -159,6 +159,16 @@ BAD_INPUT = [
         lambda: as_measures([lambda snapshot: snapshot.loss, lambda snapshot: snapshot.time]),
         r"'<lambda>' is requested twice",
     ),
+    (
+        "a column's name",
+        lambda: as_measures([ff.Measure("trusted", lambda snapshot: snapshot.loss)]),
+        r"cannot be called 'trusted', a column that results have anyway: rename",
+    ),
+    (
+        "a flag's name",
+        lambda: as_measures([ff.Measure("trusted[loss]", lambda snapshot: snapshot.loss)]),
+        r"cannot be called 'trusted\[loss\]'",
+    ),
     ("no target", lambda: as_measure("reconstruction_error")(dense()), r"needs .* target.*target="),
     (
         "no target, held out",

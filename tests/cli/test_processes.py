@@ -84,6 +84,16 @@ def test_sweep_fills_a_store_and_resumes(example, command, tmp_path):
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 7
 
 
+def test_a_run_prints_every_measure_whatever_is_in_its_name(example, command):
+    measures = '["schatten_norm[0.5]", "log_singular_values"]'
+    status, out, err = command("run", example, "--measures", measures)
+    assert status == 0, err
+    columns = "level,time,step,schatten_norm[0.5],log_singular_values.0,log_singular_values.1"
+    flags = "reached,trusted,doubt,contradicted,on_invariant_set"
+    header = out.splitlines()[0].split(",")
+    assert {*columns.split(","), *flags.split(","), "trusted[schatten_norm[0.5]]"} <= set(header)
+
+
 @pytest.mark.parametrize(("rates", "failed", "status"), [([100, 200], 2, 1), ([0.006, 100], 1, 0)])
 def test_a_sweep_fails_when_all_runs_do(rates, failed, status, example, command, tmp_path):
     axis = f"dynamics.optimizer={rates}"

@@ -174,6 +174,14 @@ def as_measure(value: str | Measure | Callable) -> Measure:
     raise ValueError(f"A measure is a name, a Measure or a function of a Snapshot, got {value!r}.")
 
 
+# Columns of results, beside those of their measures.
+_TAKEN = (
+    *("run", "row", "level", "time", "step", "experiment"),
+    *("reached", "trusted", "doubt", "contradicted", "on_invariant_set"),
+)
+_TAKEN_BEGINNINGS = ("trusted[", "factor_")
+
+
 def as_measures(values) -> tuple[Measure, ...]:
     """Measures by position; duplicates are refused, because results are stored by name."""
     if isinstance(values, str) or callable(values):
@@ -183,6 +191,11 @@ def as_measures(values) -> tuple[Measure, ...]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Measure {name!r} is requested twice.")
+        if name in _TAKEN or name.startswith(_TAKEN_BEGINNINGS):
+            raise ValueError(
+                f"A measure cannot be called {name!r}, a column that results have anyway: rename "
+                "the function."
+            )
     return measures
 
 

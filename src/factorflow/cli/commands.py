@@ -171,7 +171,7 @@ def _write(dataset: Any, out: Path | None) -> None:
     kept = {
         name: values
         for name, values in long_columns(dataset).items()
-        if name in columns or name.split(".")[0] in dataset.data_vars
+        if name in columns or {name, name.rpartition(".")[0]} & set(map(str, dataset.data_vars))
     }
     sys.stdout.write(pl.DataFrame(kept).write_csv())
 

@@ -22,19 +22,23 @@ def stack_runs(runs: "list[tuple[xr.Dataset, dict[str, Any]]]") -> "xr.Dataset":
     import xarray as xr
 
     lanes = [dataset.isel(run=row["run"]) for dataset, row in runs]
-    names = dict.fromkeys(name for lane in lanes for name in lane.variables)
-    coordinates = {"time", "step", "level"}
-    # A run's rows may be fewer than another's in every measure that it took.
-    rows = max(lane.sizes["row"] for lane in lanes)
+    names = dict.fromkeys(str(name) for lane in lanes for name in lane.variables)
+    names = [n for n in names if n != "experiment" and not n.startswith("factor_")]
+    dims = {name: _dims(name, lanes) for name in names}
+    # Runs may have fewer rows, and smaller products, than others.
+    sizes: dict[str, int] = {}
+    for name in names:
+        for lane in lanes:
+            if name in lane.variables:
+                for dim, size in zip(dims[name], lane[name].shape, strict=True):
+                    sizes[dim] = max(size, sizes.get(dim, 0))
     data: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     for name in names:
-        if name == "experiment" or str(name).startswith("factor_"):
-            continue
         values = [np.asarray(lane[name]) if name in lane.variables else None for lane in lanes]
-        dims = next(lane[name].dims for lane in lanes if name in lane.variables)
-        place = coords if name in coordinates else data
-        place[str(name)] = (("run", *dims), _pad(values, rows if dims[:1] == ("row",) else 0))
+        place = coords if name in ("time", "step", "level") else data
+        shape = tuple(sizes[dim] for dim in dims[name])
+        place[name] = (("run", *dims[name]), _pad(values, shape))
     for name in runs[0][1]:
         if name not in _PLACES:
             column = [row[name] for _, row in runs]
@@ -61,10 +65,23 @@ def long_columns(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
     return columns
 
 
-def _pad(values: list[np.ndarray | None], rows: int) -> np.ndarray:
+def _dims(name: str, lanes: "list[xr.Dataset]") -> tuple[str, ...]:
+    """The dimensions of a variable; where runs call them differently, names of its own."""
+    found = [tuple(map(str, lane[name].dims)) for lane in lanes if name in lane.variables]
+    if len({len(dims) for dims in found}) > 1:
+        kinds = " and ".join(str(n - 1) for n in sorted({len(dims) for dims in found}))
+        raise ValueError(
+            f"{name!r} has {kinds} axes in different runs, which no one table can hold: select "
+            "runs of one order, for instance by their experiments: `dataset(experiments)`."
+        )
+    return tuple(
+        same[0] if len(set(same)) == 1 else f"{name}_{axis}"
+        for axis, same in enumerate(zip(*found, strict=True))
+    )
+
+
+def _pad(values: list[np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray:
     present = [value for value in values if value is not None]
-    shape = tuple(max(sizes) for sizes in zip(*(value.shape for value in present), strict=True))
-    shape = (max(rows, shape[0]), *shape[1:]) if rows else shape
     dtype = np.result_type(*present)
     fill: Any = np.nan
     if np.issubdtype(dtype, np.integer):
