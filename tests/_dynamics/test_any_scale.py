@@ -119,7 +119,9 @@ def observed(dynamics, **stop) -> ff.Trajectory:
 
 def test_steps_that_are_always_refused_end_the_run():
     trajectory = observed(ff.GradientFlow(Refused()), max_steps=10)
-    assert trajectory.result_name == "every_step_rejected"
+    # In single precision the size of a step that is refused so often underflows before.
+    expected = "every_step_rejected" if X64 else "step_size_underflow"
+    assert trajectory.result_name == expected
     assert int(trajectory.stats["num_steps"]) == 0
 
 
