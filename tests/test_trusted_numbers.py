@@ -23,10 +23,10 @@ def follow(problem, fz, dynamics, factors, losses, **options) -> ff.Trajectory:
 # --- Sets that the exact flow never leaves
 
 
-def semidefinite_problem():
-    """A target with two negative eigenvalues, -1 and -1.5, that semidefinite products miss."""
+def semidefinite_problem(negative: float = 1.0):
+    """A target with two negative eigenvalues, -1 and -1.5 times this, which no square has."""
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
-    target = basis @ np.diag([1.0, -1.0, -1.5]) @ basis.T
+    target = basis @ np.diag([1.0, -negative, -1.5 * negative]) @ basis.T
     places = [(i, j) for i in range(3) for j in range(3)]
     return ff.Completion((3, 3), places, ((target + target.T) / 2).ravel())
 
@@ -41,12 +41,41 @@ def test_a_run_that_rounding_takes_off_the_semidefinite_cone_is_caught_by_its_ti
     assert run.levels[0] > lowest > run.levels[1]
     assert run.certificate.doubts == ["none", "chance", "chance"]
     assert run.certificate.verdict in ("step_limited", "rounding_limited")
-    # Nor is it trusted where all runs have long arrived, at a time that they do not differ in.
-    times = ff.AtTimes([10.0, 70.0])
-    options = {"observe": times, "stop": ff.Stop(max_time=70.0)}
-    late = follow(semidefinite_problem(), fz, ff.GradientFlow(), start, [1.0], **options)
-    assert late.measures["loss"][1] < lowest
-    assert late.certificate.doubts == ["none", "chance"]
+    # Nor is it trusted where all runs have long arrived, at a time that they do not differ in; be
+    # it that a thousandth of the loss was left.
+    for negative in (1.0, 0.03):
+        times = ff.AtTimes([10.0 / negative, 300.0 / negative])
+        options = {"observe": times, "stop": ff.Stop(max_time=300.0 / negative)}
+        problem = semidefinite_problem(negative)
+        late = follow(problem, fz, ff.GradientFlow(), start, [1.0], **options)
+        assert late.measures["loss"][1] < lowest * negative**2 / 2
+        assert late.certificate.doubts == ["none", "chance"]
+
+
+def test_the_sign_of_a_determinant_that_is_zero_is_not_tossed():
+    fz = ff.DeepMatrix((2, 2), 2)
+    places = [(0, 1), (1, 0), (1, 1)]
+    for seed in range(3):
+        draw = np.random.default_rng(seed)
+        problem = ff.Completion((2, 2), places, draw.normal(size=3))
+        rank_one = 0.1 * np.outer(draw.normal(size=2), draw.normal(size=2))
+        run = follow(
+            problem,
+            fz,
+            ff.GradientFlow("Tsit5"),
+            ff.balanced_factors(fz, jnp.asarray(rank_one)),
+            [1.0],
+            observe=ff.AtTimes([0.5, 8.0]),
+            stop=ff.Stop(max_time=8.0),
+            measures=["determinant_sign", "rank[1e-06]"],
+            certify="full",
+        )
+        # A flow's rank does not rise; rounding's may, in the last digit, with either sign.
+        signs = run.measures["determinant_sign"]
+        wrong = (signs != 0) & run.certificate.trusted_measures["determinant_sign"]
+        assert not wrong.any()
+        assert run.certificate.trusted_measures["rank[1e-06]"].all()
+        assert run.measures["rank[1e-06]"].tolist() == [1.0, 1.0]
 
 
 def test_a_run_that_rounding_takes_through_zero_is_caught_where_widths_differ():
@@ -97,10 +126,10 @@ def test_balanced_factors_are_moved_without_losing_balance():
     moved = moved_by_rounding(factors, balanced=True, seed=1)
     before, after = (np.asarray(fz.compose(f), float) for f in (factors, moved))
     size = np.linalg.norm(before, 2)
-    assert 8 * EPS * size < np.linalg.norm(after - before, 2) < 2e3 * EPS * size
+    assert 8 * EPS * size < np.linalg.norm(after - before, 2) < 1e5 * EPS * size
     # Of the order of what it was moved by, times the factors' own squares.
     scale = max(np.linalg.norm(factor, 2) ** 2 for factor in factors)
-    assert max(np.linalg.norm(gap, 2) for gap in fz.conserved(moved)) < 2e3 * EPS * scale
+    assert max(np.linalg.norm(gap, 2) for gap in fz.conserved(moved)) < 1e5 * EPS * scale
 
 
 # --- Times, and other moments
@@ -188,7 +217,7 @@ def test_sketches_of_large_products_miss_no_error():
 def lane(value: float, **measures) -> Lane:
     """One row of a run that has this product, a number, and these measures."""
     rows = {"seen": [[value]], "largest": [abs(value)], "size": [4.0], "drift": [0.0]}
-    rows |= {"clock": [0.0], "clock_spread": [0.0]}
+    rows |= {name: [[0.0]] for name in ("clock", "clock_spread", "clock_weight")}
     record = Witness({k: np.asarray(v) for k, v in rows.items()}, {"gap": 0.0})
     trajectory: ff.Trajectory = type("Rows", (), {})()
     trajectory.__dict__.update(

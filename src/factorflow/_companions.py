@@ -50,14 +50,19 @@ def at_once(spec: RunSpec) -> list[Companion]:
     cheap = spec.dynamics.companion()
     if cheap is None or spec.observed_at in ("step", "end"):
         return []
-    return [_moved(Companion("companion_error", _with(spec, cheap)), _FIRST)]
+    beside = Companion("companion_error", _with(spec, cheap))
+    return [_moved(beside, _FIRST, way) for way in _ways(spec)]
 
 
 def afterwards(spec: RunSpec, run: Lane, certify: str) -> list[Companion]:
     """Those observed at the run's own moments; none where it has reached no row."""
     if at_once(spec) or not np.any(run.trajectory.reached):
         return []
-    return [_moved(companion, number) for companion, number in _of(spec, run, certify, finer=False)]
+    return [
+        _moved(companion, number, way)
+        for companion, number in _of(spec, run, certify, finer=False)
+        for way in _ways(spec)
+    ]
 
 
 def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], list[Companion]]:
@@ -67,8 +72,15 @@ def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], 
     """
     again = _of(spec, run, certify, finer=True)
     known = spec.dynamics.companion() is not None
-    finer = [_moved(companion, _FINER) for companion, _ in again] if known else []
-    return finer, [_rounded(companion) for companion, _ in again]
+    ways = _ways(spec)
+    finer = [_moved(one, _FINER, way) for one, _ in again for way in ways] if known else []
+    return finer, [_rounded(companion) for companion, _ in again for _ in ways]
+
+
+def _ways(spec: RunSpec) -> tuple[bool, ...]:
+    """Whether starts are mirrored: a sign that grows from zero is that of its perturbation."""
+    signs = any(measure.error == "exact" for measure in spec.measures)
+    return (False, True) if signs else (False,)
 
 
 def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int]]:
@@ -103,10 +115,10 @@ def _with(spec: RunSpec, dynamics: AbstractDynamics) -> RunSpec:
     return eqx.tree_at(lambda s: s.dynamics, spec, as_arrays(dynamics, dtype))
 
 
-def _moved(companion: Companion, seed: int) -> Companion:
+def _moved(companion: Companion, seed: int, mirrored: bool) -> Companion:
     kind, spec = _rounded(companion)
     with jax.enable_x64(_is_double(spec)):
-        factors = moved_by_rounding(spec.factors, spec.dynamics.balanced, seed)
+        factors = moved_by_rounding(spec.factors, spec.dynamics.balanced, seed, mirrored)
     return Companion(kind, eqx.tree_at(lambda s: s.factors, spec, factors))
 
 

@@ -17,6 +17,8 @@ Flags = NDArray[np.bool_]
 
 # Of the drift: errors of two discretizations are hardly ever nearer, unless they have one cause.
 _APART = 0.5
+# Shares of a halving of the loss that count as equal: times the logarithm of any time it is little.
+_SAME_WEIGHT = 3e-5
 
 
 class Lane(NamedTuple):
@@ -35,7 +37,8 @@ class Comparison(NamedTuple):
     - `product`: of the entries, relative to the largest.
     - `time`: relative.
     - `measures`: of every measure, as its kind of error says.
-    - `clock`: between the readings of their clocks, beyond what their steps leave open.
+    - `clock`: between the readings of their clocks, beyond what their steps leave open, in the
+        halving of the loss where it is largest.
     - `apart`: whether the two are as far apart in what gradient flow conserves as the run has
         drifted: a companion that agrees all the same shows that this drift decides nothing.
     - `on_a_set`: whether both lie on an invariant set to the last bit, see `on_a_set`.
@@ -49,9 +52,9 @@ class Comparison(NamedTuple):
     apart: Flags
     on_a_set: Flags
 
-    def within(self, place: float, measures: float) -> Flags:
+    def within(self, place: float, measures: float, clock: float) -> Flags:
         """Rows in which the companion confirms everything, to these errors."""
-        return self.in_place(place, measures) & (self.time <= place)
+        return self.in_place(place, measures) & (self.time <= place) & (self.clock <= clock)
 
     def in_place(self, place: float, measures: float) -> Flags:
         """Rows in which it confirms everything but perhaps the time."""
@@ -93,12 +96,13 @@ def compare(
 
 
 def _clocks(run: Lane, companion: Lane) -> Rows:
-    ours, others = run.witness.rows, companion.witness.rows
-    (one, first), (two, second) = (
-        [np.asarray(rows[name], float) for name in ("clock", "clock_spread")]
-        for rows in (ours, others)
+    names = ("clock", "clock_spread", "clock_weight")
+    (one, first, weight), (two, second, other) = (
+        [np.asarray(lane.witness.rows[name], float) for name in names] for lane in (run, companion)
     )
-    return np.abs(one - two) - first - second
+    # In the halving in which only one of the two still is, its clock is ahead.
+    both = np.abs(weight - other) <= _SAME_WEIGHT
+    return np.max(np.where(both, np.abs(one - two) - first - second, 0), axis=1)
 
 
 def _apart(run: Lane, companion: Lane) -> Flags:
@@ -130,17 +134,18 @@ def settle(
     unmoved: Comparison,
     place: float,
     measures: float,
+    clock: float,
 ) -> tuple[Comparison, Flags]:
     """The judgement of several companions, and the rows that only those on the run's set confirm.
 
     `first` started from perturbed factors, and so did `finer`, with smaller errors of its own;
     where neither confirms a row, `unmoved`, from the run's own factors, does on an invariant set.
     """
-    agreed = first.within(place, measures)
+    agreed = first.within(place, measures, clock)
     found = first
     if finer is not None:
         found = _chosen(agreed, first, finer)
-        agreed = agreed | finer.within(place, measures)
+        agreed = agreed | finer.within(place, measures, clock)
     kept = ~agreed & unmoved.on_a_set & unmoved.in_place(place, measures)
     return _chosen(~kept, found, unmoved), kept
 

@@ -10,7 +10,7 @@ from factorflow._dynamics.base import where
 from factorflow._results import RESULTS
 from factorflow._spec import RunSpec
 
-__all__ = ["before_end", "count_checks", "crossed", "ended", "final_state"]
+__all__ = ["before_end", "count_checks", "crossed", "ended", "final_state", "over"]
 
 # `Stop` declares plain numbers; inside a trace they are arrays, which `Any` leaves room for.
 
@@ -50,13 +50,18 @@ def count_checks(spec: RunSpec, state: AbstractState, passed: jax.Array) -> jax.
 def ended(spec: RunSpec, state: AbstractState, passed: jax.Array) -> jax.Array:
     """Whether any limit is reached, or the run cannot go on."""
     stop: Any = spec.stop
-    over = (state.step >= stop.max_steps) | ~jnp.isfinite(state.loss)
-    over = over | (state.result != RESULTS.successful)
+    found = (state.step >= stop.max_steps) | ~jnp.isfinite(state.loss)
+    found = found | (state.result != RESULTS.successful)
     if stop.loss is not None or stop.gradient_norm is not None:
-        over = over | (passed >= stop.patience)
+        found = found | (passed >= stop.patience)
     if stop.max_time is not None:
-        over = over | (state.time >= stop.max_time)
-    return over
+        found = found | (state.time >= stop.max_time)
+    return found
+
+
+def over(spec: RunSpec, state: AbstractState, passed: jax.Array, level) -> jax.Array:
+    """Whether the run has ended short of this level, and so of all that follow."""
+    return ended(spec, state, passed) & ~crossed(spec.observed_at, state, level)
 
 
 def final_state(
@@ -74,10 +79,10 @@ def final_state(
     done = passed >= stop.patience
     result = RESULTS.where(done & gradient_held, RESULTS.gradient_norm_reached, result)
     if stop.max_time is not None:
-        over = state.time >= stop.max_time
-        result = RESULTS.where(over, RESULTS.time_limit_reached, result)
+        late = state.time >= stop.max_time
+        result = RESULTS.where(late, RESULTS.time_limit_reached, result)
         at_time = dynamics.locate(spec.problem, spec.factorization, state, time=stop.max_time)
-        state = where(over, at_time, state)
+        state = where(late, at_time, state)
         # Within the same step the loss may be reached only after the time limit.
         loss_held = loss_held & (state.loss <= stop.loss) if stop.loss is not None else loss_held
     if stop.loss is not None and stop.every == stop.patience == 1:

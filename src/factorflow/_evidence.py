@@ -25,11 +25,12 @@ __all__ = ["Agreement", "agreement", "judge"]
 _FLOW_TOLERANCE = {"float64": 1e-6, "float32": 1e-2}
 _DESCENT_TOLERANCE = 1e-2
 # Times that differ by more, relatively, are no matter of tolerances: from a perturbed start a run
-# leaves an unstable set earlier by a fixed share of the time on it, the logarithm of 64 ulp over
-# that of 2^52, a tenth. Of flows in double precision, and of all others, whose errors are larger.
+# leaves an unstable set earlier by a fixed share of the time on it, the logarithm of 64 ulp or more
+# over that of 2^52: a tenth. Of flows in double precision, and of others, whose errors are larger.
 _CHANCE = {True: 1e-2, False: 3e-2}
-# Where both have arrived, what the loss fell by on leaving counts by its share of all it fell.
-_SHARE = 0.3
+# Where both have arrived, what the loss fell by on leaving counts by its share of a halving. Errors
+# of descent and of single precision are no smaller there than at rows.
+_SHARE = {True: 0.3, False: 1.0}
 # The share of the tolerance within which two runs must agree, so that neither errs by more than it.
 # What is read off vanishing singular values is rounding in both, and no nearer in one of them.
 _MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
@@ -54,26 +55,34 @@ def tolerance_of(spec: RunSpec) -> float:
 
 
 class Agreement(NamedTuple):
-    """How near a companion must be: in time and in the product, and in measures."""
+    """How near a companion must be: in time and in the product, in measures, and by its clock."""
 
     place: float
     measures: float
+    clock: float
 
 
 def agreement(spec: RunSpec, kind: str, kinds: Sequence[str]) -> Agreement:
     """How near a companion of this kind must be, where there are companions of these kinds."""
     tolerance = tolerance_of(spec)
+    precise = _is_precise(spec)
+    clock = _CHANCE[precise] * _SHARE[precise]
     if spec.dynamics.continuous:
-        return Agreement(tolerance * _MARGIN, tolerance * _MARGIN_OF_MEASURES)
+        return Agreement(tolerance * _MARGIN, tolerance * _MARGIN_OF_MEASURES, clock)
     if kind != "companion_error":
         # The flow itself shows the whole error, a wider dtype all of rounding's.
-        return Agreement(tolerance, tolerance)
+        return Agreement(tolerance, tolerance, clock)
     if "flow_error" in kinds:
         # What half the step can only guess at; it still tells what limits the run.
-        return Agreement(np.inf, np.inf)
+        return Agreement(np.inf, np.inf, clock)
     # Half the step moves a curve by half of its error, in the first order only.
     half = tolerance / 2 * _MARGIN
-    return Agreement(half, half)
+    return Agreement(half, half, clock)
+
+
+def _is_precise(spec: RunSpec) -> bool:
+    double = jax.tree.leaves(spec.factors)[0].dtype.name == "float64"
+    return spec.dynamics.continuous and double
 
 
 def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Certificate:
@@ -98,7 +107,7 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
     contradicted = balanced & (np.cumsum(flipped) > 0) & reached
     violated = _violations(spec, rows, reached)
 
-    chance = _CHANCE[continuous and dtype.name == "float64"]
+    chance = _CHANCE[_is_precise(spec)]
     doubts = _Doubts(reached)
     doubts.add("not_reached", ~reached)
     doubts.add("determinant_sign", contradicted)
@@ -110,7 +119,7 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
         near = agreement(spec, companion.kind, kinds)
         doubts.add(moved.get(companion.kind, "companion"), companion.product > near.place)
         # Two runs that never left a set differ in time by their tolerances only.
-        late = (companion.time > max(chance, near.place)) | (companion.clock > chance * _SHARE)
+        late = (companion.time > max(chance, near.place)) | (companion.clock > near.clock)
         late &= ~np.asarray(on_set)
         # What has left its way once does not come back to it.
         doubts.add("chance", reached & (np.cumsum(reached & late) > 0))
@@ -133,7 +142,10 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
     doubts.add("energy", energy & ~(rows["energy"] <= allowed))
     doubts.add("measure", reached & np.any([*measured.values(), np.zeros(reached.shape)], axis=0))
 
-    errors = {c.kind: c.product for c in companions}
+    errors: dict[str, np.ndarray] = {}
+    for companion in companions:
+        known = errors.get(companion.kind, companion.product)
+        errors[companion.kind] = np.fmax(known, companion.product)
     largest = {kind: _largest_finite(error[reached]) for kind, error in errors.items()}
     # Where balance holds by construction, the drift of the reported factors says nothing.
     explained = _ROUNDING_MARGIN * np.finfo(dtype).eps * run["scale"] * math.sqrt(1 + run["steps"])

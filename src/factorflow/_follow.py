@@ -13,9 +13,10 @@ from jax import lax
 
 from factorflow._certificate import Certificate
 from factorflow._clock import Clock
+from factorflow._compiler import compiler_options
 from factorflow._dynamics import AbstractState
 from factorflow._dynamics.base import where
-from factorflow._ending import before_end, count_checks, crossed, ended, final_state
+from factorflow._ending import before_end, count_checks, crossed, ended, final_state, over
 from factorflow._interrupt import check
 from factorflow._measure import Snapshot
 from factorflow._observed import measured, view
@@ -124,10 +125,14 @@ def proceeded(spec: RunSpec, run: _Run, budget: jax.Array) -> _Run:
             run.rows,
             found,
         )
+        # What a run that has ended has not crossed, it never will, nor any level after that: on to
+        # the last row.
+        done = jnp.all(_lanes(over)(spec, run.state, run.passed, level))
+        row = jnp.where(done, jnp.maximum(run.row + 1, end - 1), run.row + 1)
         return eqx.tree_at(
             lambda r: (r.row, r.tried, r.located, r.rows),
             run,
-            (run.row + 1, jnp.zeros_like(run.tried), located, rows),
+            (row, jnp.zeros_like(run.tried), located, rows),
         )
 
     def look(run, active, level):
@@ -230,13 +235,12 @@ def _row(
     spec: RunSpec, located: AbstractState, reached: jax.Array, clock: Clock, end: AbstractState
 ) -> "_Rows":
     snapshot = view(spec, located)
-    reading, spread = clock.read(located, end)
     witness = witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures)
     return _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
-        witness={**witness, "clock": reading, "clock_spread": spread},
+        witness=witness | clock.read(located, end),
         measures=measured(spec, located),
     )
 
@@ -287,14 +291,6 @@ def _finish(
     return trajectory, Witness(rows.witness, run)
 
 
-_OPTIONS = {
-    # Small loops in `core` become hundreds of kernels; this emitter takes twice as long to compile
-    # them as its predecessor, for code that is no faster (measured, jaxlib 0.10).
-    "xla_cpu_use_fusion_emitters": False,
-    # The library for matrix products, on its own: it would take sums too where a batch is large
-    # enough, in another order, and a run would have other bits in a wide batch than in a narrow.
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-}
 # Losses this near, relatively, are the same level.
 _SAME = 1e-6
 # Stands for an array among the leaves that are compiled in.
@@ -303,19 +299,6 @@ _ARRAY = object()
 _FEW_NUMBERS = 64
 # Structures that stay compiled: at some 60 MB each, a long sweep must let go of what it has done.
 _KEPT = 12
-
-
-@functools.cache
-def _options() -> dict[str, Any]:
-    """The compiler's options, as far as this jaxlib knows them."""
-    known = {}
-    for name, value in _OPTIONS.items():
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value})()
-        except jax.errors.JaxRuntimeError:
-            continue
-        known[name] = value
-    return known
 
 
 @functools.lru_cache(maxsize=_KEPT)
@@ -328,7 +311,7 @@ def _compiled(treedef: Any, constants: tuple) -> "_Code":
             leaves = [next(given) if leaf is _ARRAY else leaf for leaf in constants]
             return function(jax.tree.unflatten(treedef, leaves), *rest)
 
-        return jax.jit(traced, compiler_options=_options(), **options)
+        return jax.jit(traced, compiler_options=compiler_options(), **options)
 
     return _Code(of_arrays(begun), of_arrays(proceeded, donate_argnums=1), of_arrays(finished), {})
 

@@ -5,18 +5,22 @@ import jax
 import jax.numpy as jnp
 
 from factorflow._dynamics import AbstractState
-from factorflow._measure import Snapshot
+from factorflow._measure import Measure, Snapshot
 from factorflow._product import AbstractProduct
 from factorflow._spec import RunSpec
 
 __all__ = ["measured", "view"]
 
-# How often counts and signs are read off a product that is rounded anew.
-_TOSSES = 6
+# How often counts and signs are read off a product that is rounded anew, and by how many times as
+# much: a long run rounds more often than the few operations behind a number.
+_TOSSES, _LONGER = 12, 64
 
 
 def view(
-    spec: RunSpec, state: AbstractState, rounding: jax.Array | None = None, draw: int = 0
+    spec: RunSpec,
+    state: AbstractState,
+    rounding: jax.Array | None = None,
+    draw: jax.Array | int = 0,
 ) -> Snapshot:
     product = spec.dynamics.product(spec.problem, spec.factorization, state)
     return Snapshot(
@@ -33,17 +37,21 @@ def measured(spec: RunSpec, located: AbstractState) -> dict[str, jax.Array]:
     """Every measure of a row. Counts and signs that rounding tosses like a coin are no numbers."""
     values = {}
     first = view(spec, located, spec.rounding)
-    others = [view(spec, located, spec.rounding, draw) for draw in range(1, _TOSSES)]
     for measure in spec.measures:
         value = measure(first)
         if measure.error == "exact":
-            for other in others:
-                value = jnp.where(measure(other) == value, value, jnp.nan)
+            tosses = jax.vmap(lambda draw, measure=measure: _tossed(spec, located, measure, draw))
+            same = tosses(jnp.arange(1, _TOSSES + 1, dtype=spec.rounding.dtype)) == value
+            value = jnp.where(jnp.all(same, axis=0), value, jnp.nan)
         values[measure.name] = value
     return values
 
 
-def _rounded(product: AbstractProduct, size: jax.Array, draw: int) -> AbstractProduct:
+def _tossed(spec: RunSpec, located: AbstractState, measure: Measure, draw: jax.Array) -> jax.Array:
+    return measure(view(spec, located, _LONGER * spec.rounding, draw))
+
+
+def _rounded(product: AbstractProduct, size: jax.Array, draw: jax.Array | int) -> AbstractProduct:
     """The product with its entries, or those of its factors, changed by this share of the largest.
 
     As integrators round them: an entry far below the largest is not known to its last digit, but
@@ -63,7 +71,7 @@ def _rounded(product: AbstractProduct, size: jax.Array, draw: int) -> AbstractPr
     return jax.tree.unflatten(structure, changed)
 
 
-def _noise(leaf: jax.Array, place: int, draw: int) -> jax.Array:
+def _noise(leaf: jax.Array, place: int, draw: jax.Array | int) -> jax.Array:
     """Numbers in (-1, 1), as good as random and no table to compile in."""
     places = jnp.arange(place, place + leaf.size, dtype=leaf.dtype)
     # Digits far behind the point: the sines alone would make a matrix of rank two.
