@@ -118,6 +118,19 @@ def test_an_interrupted_run_keeps_finished_batches_and_resumes(tmp_path, monkeyp
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
 
+def test_an_interruption_ends_what_other_threads_follow(tmp_path, monkeypatch):
+    # Of hours: without an end of its own this test would not come back.
+    endless = base(dynamics=ff.GradientDescent(1e-9), stop=ff.Stop(loss=3e-2, max_steps=2**31 - 1))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "wait", interrupted)
+    with ThreadPoolExecutor(1) as one, pytest.raises(KeyboardInterrupt):
+        run(endless, tmp_path / "store", executor=one, progress=False)
+    assert not (tmp_path / "store").exists()
+
+
 def test_an_interruption_while_writing_loses_nothing_that_has_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FILES_EVERY", 0)
     original, interruptions = Store.add, [KeyboardInterrupt]

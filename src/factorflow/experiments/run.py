@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import tqdm
 
 from factorflow._certify import follow_certified
+from factorflow._interrupt import cancellable, saving
 from factorflow._settings import own_settings
 from factorflow._spec import RunSpec, structure
 from factorflow._trajectory import Trajectory
@@ -97,16 +99,22 @@ def run(
     bar = tqdm.tqdm(
         total=len(pending), unit="run", disable=not (progress and pending), file=sys.stderr
     )
+    given_up = threading.Event()
+
+    def submit(chunk: _Chunk) -> Future:
+        return pool.submit(_timed, chunk, given_up)
+
     try:
         with bar:
             largest, others = _largest(pending)
             # Somebody else's executor may have more workers than this machine has cores.
             at_once = sys.maxsize if executor else cores
             _drain(
-                _chunks(largest, chunk), lambda: _chunks(others, chunk), pool, at_once, store, bar
+                _chunks(largest, chunk), lambda: _chunks(others, chunk), submit, at_once, store, bar
             )
     except BaseException:
-        # Compiled code cannot be stopped: leave it behind rather than wait for it.
+        # Runs end at their next pause; a compilation cannot be stopped and is left behind.
+        given_up.set()
         if executor is None:
             pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -180,7 +188,7 @@ def _width(runs: int, size: int, widths: tuple[int, ...]) -> int:
 def _drain(
     chunks: list[_Chunk],
     more: Callable[[], list[_Chunk]],
-    pool: Executor,
+    submit: Callable[[_Chunk], Future],
     at_once: int,
     store: Store,
     bar: "tqdm.tqdm",
@@ -205,7 +213,7 @@ def _drain(
     def begin():
         while ready and len(running) < at_once:
             chunk = ready.popleft()
-            running[pool.submit(_timed, chunk)] = chunk
+            running[submit(chunk)] = chunk
 
     line_up(chunks)
     begin()
@@ -234,7 +242,8 @@ def _drain(
                 _write(finished, store, bar)
                 written = time.monotonic()
     finally:
-        _write(finished, store, bar)
+        with saving():
+            _write(finished, store, bar)
 
 
 def _write(finished: "list[tuple[_Chunk, Future]]", store: Store, bar: "tqdm.tqdm") -> None:
@@ -276,9 +285,10 @@ def _longest_first(chunks: list[_Chunk], runs: Counter[Hashable]) -> list[_Chunk
     return [chunk for pair in pairs for chunk in pair if chunk is not None]
 
 
-def _timed(chunk: _Chunk) -> tuple[Trajectory, float]:
+def _timed(chunk: _Chunk, given_up: threading.Event) -> tuple[Trajectory, float]:
     start = time.perf_counter()
-    trajectories = follow_certified(chunk.specs, chunk.width, chunk.certify)
+    with cancellable(given_up):
+        trajectories = follow_certified(chunk.specs, chunk.width, chunk.certify)
     return trajectories, time.perf_counter() - start
 
 
