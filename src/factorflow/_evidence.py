@@ -34,7 +34,9 @@ _SHARE = {True: 0.3, False: 1.0}
 # The share of the tolerance within which two runs must agree, so that neither errs by more than it.
 # What is read off vanishing singular values is rounding in both, and no nearer in one of them.
 _MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
-_ENERGY = {"float64": 1e-9, "float32": 1e-3}
+# An error in the identity of energy is an error of the run, of which three times as much as is
+# promised is no matter of kinks in the loss that a step crosses.
+_ENERGY = {"float64": 3e-6, "float32": 3e-2}
 # The drift of what is conserved, over the larger of the imbalance and the smallest squared singular
 # value of a factor: below this it decides nothing. At depth 2 the entry then errs by 1e-6.
 _DRIFT = 1e-3

@@ -33,7 +33,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
     loss_nonfinite = (
         "The loss became infinite or NaN. Lower the learning rate (stability needs it below 2 over "
-        "the largest curvature), or follow the gradient flow instead."
+        "the largest curvature), or follow the gradient flow instead. A flow itself reaches "
+        "infinity in finite time where the loss has no lower bound."
     )
     step_size_underflow = (
         "The integrator's step became too small to advance the time in this precision. Loosen "

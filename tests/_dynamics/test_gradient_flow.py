@@ -226,10 +226,12 @@ def test_a_flow_that_blows_up_says_so():
     fz = ff.DeepMatrix((1, 2), depth=1)
     problem = ff.Completion((1, 2), [[0, 0], [0, 1]], [0.0, 0.0], loss=unbounded)
     run = (problem, fz, flow("Tsit5"), (jnp.ones((1, 2)),))
-    with pytest.raises(RuntimeError, match=r"step became too small.*Loosen.*ended after"):
+    with pytest.raises(RuntimeError, match=r"loss became infinite.*no lower bound.*ended after"):
         ff.simulate(*run, **options)
     trajectory = ff.simulate(*run, **options, throw=False)
-    assert trajectory.result_name == "step_size_underflow"
+    assert trajectory.result_name == "loss_nonfinite"
+    # y' = 2 y^3 in either entry, from 1.
+    assert float(trajectory.stats["time"]) == pytest.approx(0.25, rel=1e-6 if X64 else 1e-3)
     # y' = 2 y^3 from 1 blows up at time 1/4.
     np.testing.assert_allclose(trajectory.stats["time"], 0.25, rtol=1e-3)
     assert trajectory.reached.all()
@@ -264,3 +266,27 @@ BAD_INPUT = [
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["Tsit5", "Dopri8", "Stabilized"])
+def test_rows_at_losses_lie_there_where_times_are_coarser_than_steps(name):
+    """One number of depth 3: s' = 3 s^(4/3) (1 - s), which leaves zero after 1 / s_0^(1/3)."""
+    fz, scale = ff.DeepMatrix((1, 1), depth=3), 1e-42 if X64 else 1e-21
+    levels = [0.4, 0.1, 1e-2]
+    trajectory = ff.simulate(
+        ff.Completion((1, 1), [[0, 0]], [1.0]),
+        fz,
+        ff.GradientFlow(name),
+        ff.Identity(product_scale=scale)(fz),
+        observe=ff.AtLosses(levels),
+        stop=ff.Stop(loss=levels[-1], max_steps=20_000),
+        measures=["product"],
+    )
+    assert trajectory.reached.all()
+    late = float(trajectory.times[0])
+    assert late == pytest.approx(scale ** (-1 / 3), rel=1e-6 if X64 else 1e-2)
+    assert np.spacing(trajectory.times[0]) > (1e-3 if X64 else 0.1)
+    # Half of (1 - s)^2 is the level, where the loss is to its last digits or nearly.
+    expected = 1 - np.sqrt(2 * np.array(levels))
+    found = trajectory.measures["product"][:, 0, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12 if X64 else 1e-5)

@@ -14,8 +14,8 @@ __all__ = ["Structure", "draw_run", "draw_structure"]
 
 # Seconds of processor time that the runs of a structure may take, by a rough estimate: what is
 # compiled is used often where runs are cheap, and large ones do not keep the campaign from others.
-_SECONDS = 25.0
-_FEWEST, _MOST = 6, 160
+_SECONDS = 60.0
+_FEWEST, _MOST = 6, 800
 ROWS = 4
 Array = np.ndarray
 
@@ -54,7 +54,7 @@ class Structure:
         balanced = self.starts == "balanced" and self.square
         unknowns = self.shape[0] ** 2 if balanced else numbers
         implicit = 0.06 * (unknowns / 4) ** 2.2 if numbers <= 48 or balanced else 0.0
-        explicit = 0.3 * (max(sizes) / 3) ** 2 * self.depth / 2
+        explicit = 0.15 * (max(sizes) / 3) ** 2 * self.depth / 2
         charted = self.dynamics in ("chosen", "radau", "split", "spectral", "descent")
         return int(np.clip(_SECONDS / (explicit + charted * implicit), _FEWEST, _MOST))
 

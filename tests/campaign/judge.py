@@ -30,9 +30,9 @@ class Row:
 
     @property
     def unknown(self) -> bool:
-        """Whether the truth of what is doubted is not known well enough."""
+        """Whether the truth of something that is doubted is not known well enough."""
         doubted = [e for name, e in self.errors.items() if name not in self.promised]
-        return self.doubt == "measure" and bool(np.any(np.isnan(doubted)))
+        return bool(np.any(np.isnan(doubted)))
 
     def wrong(self, tolerance: float) -> dict[str, float]:
         return {name: e for name, e in self.errors.items() if e > tolerance}

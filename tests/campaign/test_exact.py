@@ -143,3 +143,21 @@ def test_small_singular_values():
     np.testing.assert_allclose(log_singular_values(product), logs, atol=1e-14)
     again = product_of(balanced(product, (4, 5, 4, 4)))
     assert np.max(np.abs((again - product).sum(0))) < 1e-29
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kinks_that_are_passed_at_once(depth):
+    """Equal residuals of Huber's penalty change sides together; on either side is a closed form."""
+    start = np.zeros((2, 2)) if depth == 1 else 1e-3 * np.eye(2)
+    problem = everything(2 * np.eye(2), penalty="huber")
+    late = 2 + 2 * np.log(10) if depth == 1 else 20.0
+    rows = one(problem, exactly(*[start] * depth), "time", [1.0, late])
+    # Outside, the entry grows as s' = depth s^(2 - 2 / depth) / 2.
+    outside = 0.5 if depth == 1 else 1e-6 * np.e
+    np.testing.assert_allclose(product_of(rows.factors[0])[0], outside * np.eye(2), rtol=1e-14)
+    # Inside, from 1 at time T on, as s' = (2 - s) / 2, or the logistic s' = s (2 - s).
+    if depth == 1:
+        inside = 2 - np.exp(-(late - 2) / 2)
+    else:
+        inside = 2 / (1 + np.exp(-2 * (late - 6 * np.log(10))))
+    np.testing.assert_allclose(product_of(rows.factors[1])[0], inside * np.eye(2), rtol=1e-14)

@@ -27,7 +27,12 @@ _NOISY = 3
 
 
 class FlowState(AbstractState):
-    """Position `y` and everything needed to go on, or to step again from the step before."""
+    """Position `y` and everything needed to go on, or to step again from the step before.
+
+    After a long plateau steps may be shorter than the distance between two representable times.
+    Flows do not ask what time it is: `span` is the length of the last step, `size` that of the
+    next, and `lost` what rounding has left out of `time`.
+    """
 
     step: IntScalar
     time: FloatScalar
@@ -35,7 +40,9 @@ class FlowState(AbstractState):
     result: RESULTS
     y: Any
     rejected: IntScalar
-    next_time: FloatScalar
+    lost: FloatScalar
+    size: FloatScalar
+    span: FloatScalar
     previous_time: FloatScalar
     previous_loss: FloatScalar
     previous_y: Any
@@ -68,7 +75,7 @@ class Integrator(eqx.Module):
         dt0 = self.dt0
         if dt0 is None:
             dt0 = first_step(tree_norm(y), tree_norm(self.field(y))).astype(loss.dtype)
-        next_time, controller_state = self.controller.init(
+        size, controller_state = self.controller.init(
             terms, zero, horizon, y, dt0, None, self.solver.func, order
         )
         return FlowState(
@@ -78,12 +85,14 @@ class Integrator(eqx.Module):
             result=RESULTS.successful,  # pyright: ignore[reportArgumentType]
             y=y,
             rejected=jnp.zeros((), jnp.int32),
-            next_time=jnp.asarray(next_time),
+            lost=zero,
+            size=jnp.asarray(size),
+            span=zero,
             previous_time=zero,
             previous_loss=loss,
             previous_y=y,
             made_jump=jnp.asarray(False),
-            solver_state=self.solver.init(terms, zero, next_time, y, None),
+            solver_state=self.solver.init(terms, zero, size, y, None),
             controller_state=controller_state,
         )
 
@@ -100,20 +109,20 @@ class Integrator(eqx.Module):
         return ravel_pytree(state.y)[1](state.solver_state.derivative)
 
     def _attempt(self, state: FlowState) -> FlowState:
-        terms = self._terms()
+        terms, zero = self._terms(), jnp.zeros_like(state.time)
         y, error, _, solver_state, solver_result = self.solver.step(
             terms,
-            state.time,
-            state.next_time,
+            zero,
+            state.size,
             state.y,
             None,
             state.solver_state,
             state.made_jump,
         )
-        keep, time, next_time, made_jump, controller_state, controller_result = (
+        keep, begin, end, made_jump, controller_state, controller_result = (
             self.controller.adapt_step_size(
-                state.time,
-                state.next_time,
+                zero,
+                state.size,
                 state.y,
                 y,
                 None,
@@ -124,26 +133,30 @@ class Integrator(eqx.Module):
         )
 
         # diffrax types these as anything scalar; here they are arrays.
-        keep, time, next_time = (jnp.asarray(value) for value in (keep, time, next_time))
+        keep, size = jnp.asarray(keep), jnp.asarray(end) - jnp.asarray(begin)
+        gained = state.size + state.lost
+        time = state.time + gained
 
         # A solver that failed inside a step (Newton diverged) has left an infinite error, which the
         # controller rejects; only a step that cannot shrink any further ends the run.
         result = RESULTS.promote(controller_result)
         result = RESULTS.where(keep, _worse(result, RESULTS.promote(solver_result)), result)
-        # Nor can one that was refused for its error, where times are too coarse for a shorter one.
-        stuck = ~(next_time > time) | ~(keep | (next_time < state.next_time))
+        # Nor can one that was refused for its error, where there is no shorter one.
+        stuck = ~(size > 0) | ~(keep | (size < state.size))
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, result)
-        result = RESULTS.where(keep & jnp.isinf(next_time), RESULTS.came_to_rest, result)
+        result = RESULTS.where(keep & jnp.isinf(size), RESULTS.came_to_rest, result)
 
         y = where(keep, y, state.y)
         return FlowState(
             step=state.step + keep.astype(jnp.int32),
-            time=time,
+            time=jnp.where(keep, time, state.time),
             loss=jnp.where(keep, self.loss(y), state.loss),
             result=_worse(state.result, result),
             y=y,
             rejected=state.rejected + (~keep).astype(jnp.int32),
-            next_time=next_time,
+            lost=jnp.where(keep, gained - (time - state.time), state.lost),
+            size=size,
+            span=jnp.where(keep, state.size, state.span),
             previous_time=jnp.where(keep, state.time, state.previous_time),
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
             previous_y=where(keep, state.y, state.previous_y),
@@ -164,7 +177,8 @@ class Integrator(eqx.Module):
     def at_time(self, state: FlowState, time: FloatScalar) -> FlowState:
         """The state at a time within the last step, by stepping again at the solver's order."""
         time = jnp.clip(time, state.previous_time, state.time)
-        y = self._restep(state, time)
+        part = jnp.clip(time - state.previous_time, 0, state.span)
+        y = self._restep(state, jnp.where(time < state.time, part, state.span))
         return self._moved(state, time, y, self.loss(y))
 
     def at_loss(self, state: FlowState, level: FloatScalar) -> FlowState:
@@ -176,17 +190,15 @@ class Integrator(eqx.Module):
         level = jnp.maximum(level, state.loss)
         log_level = jnp.log(level)
         eps = jnp.finfo(level.dtype).eps
-        # Entries of size one round a small loss by more than its last digit: more iterations would
-        # only move the row within that noise.
-        enough = eps * jnp.maximum(4, 1 / jnp.sqrt(2 * level))
 
         def unfinished(carry):
             iteration, bracket, _, best, worse, _ = carry
             low, _, high, _ = bracket
             narrow = high - low <= 2 * eps * jnp.abs(high)
-            # Where entries are large the noise is larger still.
+            # Rounding of the entries moves a small loss by more than its last digit: from there on
+            # the row would only move within that noise.
             noisy = (worse >= _NOISY) & (best < jnp.sqrt(eps))
-            return (iteration < _LOCATE_ITERATIONS) & ~(best <= enough) & ~noisy & ~narrow
+            return (iteration < _LOCATE_ITERATIONS) & ~(best <= 4 * eps) & ~noisy & ~narrow
 
         def improve(carry):
             iteration, (low, above_low, high, above_high), side, best, worse, found = carry
@@ -194,23 +206,23 @@ class Integrator(eqx.Module):
             # slope along the flow is no guide: steps that suppress stiff modes do not resolve it.
             secant = high - above_high * (high - low) / (above_high - above_low)
             inside = (secant > low) & (secant < high)
-            time = jnp.where(inside, secant, (low + high) / 2)
-            y = self._restep(state, time)
+            part = jnp.where(inside, secant, (low + high) / 2)
+            y = self._restep(state, part)
             loss = self.loss(y)
             distance = jnp.log(loss) - log_level
             is_low = distance > 0
             again = jnp.where(is_low, side > 0, side < 0)
             kept = jnp.where(again, 0.5, 1).astype(distance.dtype)
             bracket = (
-                jnp.where(is_low, time, low),
+                jnp.where(is_low, part, low),
                 jnp.where(is_low, distance, above_low * kept),
-                jnp.where(is_low, high, time),
+                jnp.where(is_low, high, part),
                 jnp.where(is_low, above_high * kept, distance),
             )
             side = jnp.where(is_low, 1, -1).astype(jnp.int32)
             off = jnp.abs(distance)
             better = off < best
-            found = where(better, (time, y, loss), found)
+            found = where(better, (part, y, loss), found)
             worse = jnp.where(better, 0, worse + 1).astype(jnp.int32)
             return iteration + 1, bracket, side, jnp.minimum(off, best), worse, found
 
@@ -218,13 +230,14 @@ class Integrator(eqx.Module):
         none = jnp.zeros((), jnp.int32)
         start = (
             none,
-            (state.previous_time, ends[0], state.time, ends[1]),
+            (jnp.zeros_like(state.span), ends[0], state.span, ends[1]),
             none,
             jnp.abs(ends[1]),
             none,
-            (state.time, state.y, state.loss),
+            (state.span, state.y, state.loss),
         )
-        *_, (time, y, loss) = lax.while_loop(unfinished, improve, start)
+        *_, (part, y, loss) = lax.while_loop(unfinished, improve, start)
+        time = jnp.where(part < state.span, state.previous_time + part, state.time)
         # A level at or above the loss before the step is the state before the step.
         early = level >= state.previous_loss
         time = jnp.where(early, state.previous_time, time)
@@ -232,18 +245,18 @@ class Integrator(eqx.Module):
         y = where(early, state.previous_y, y)
         return self._moved(state, time, y, loss)
 
-    def _restep(self, state: FlowState, time: FloatScalar) -> Any:
-        terms, start, before = self._terms(), state.previous_time, state.previous_y
+    def _restep(self, state: FlowState, part: FloatScalar) -> Any:
+        """Where the last step was after this part of its length."""
+        terms, start, before = self._terms(), jnp.zeros_like(part), state.previous_y
         solver: Any = self.solver
         if hasattr(solver, "retake"):
             # Solvers that change with the step must take the one they took.
-            y = solver.retake(terms, start, time, before, None, state.solver_state)
+            y = solver.retake(terms, start, part, before, None, state.solver_state)
         else:
             # A jump makes solvers recompute what they would otherwise reuse from the step before.
             jump = jnp.asarray(True)
-            y, *_ = solver.step(terms, start, time, before, None, state.solver_state, jump)
-        unmoved = time <= state.previous_time
-        return where(unmoved, state.previous_y, y)
+            y, *_ = solver.step(terms, start, part, before, None, state.solver_state, jump)
+        return where(part <= 0, state.previous_y, y)
 
     def _moved(self, state: FlowState, time: FloatScalar, y: Any, loss: FloatScalar) -> FlowState:
         return eqx.tree_at(lambda s: (s.time, s.y, s.loss), state, (time, y, loss))

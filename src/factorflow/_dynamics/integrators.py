@@ -26,7 +26,7 @@ INTEGRATORS = {
     "Stabilized": Stabilized,
 }
 
-_TOLERANCES = {"float64": (1e-8, 1e-10), "float32": (1e-4, 1e-6)}
+_TOLERANCES = {"float64": (3e-9, 3e-11), "float32": (1e-4, 1e-6)}
 
 
 def choose_integrator(integrator) -> diffrax.AbstractSolver:

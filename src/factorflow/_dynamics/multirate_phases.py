@@ -156,8 +156,8 @@ class Phases:
     def step_all(self, state: MultirateState) -> MultirateState:
         # Those that only catch up stop where the others are.
         last = jnp.where(state.early, state.ended, jnp.inf).astype(state.loss.dtype)
-        next_time = jnp.minimum(state.every.next_time, last)
-        state = eqx.tree_at(lambda s: s.every.next_time, state, next_time)
+        size = jnp.minimum(state.every.size, last - state.every.time)
+        state = eqx.tree_at(lambda s: s.every.size, state, size)
         every = self.all(state).advance(state.every, jnp.asarray(True))
         kept = (every.step != state.every.step).astype(jnp.int32)
         slow = state.phase == SLOW
@@ -242,7 +242,7 @@ class Phases:
         growth = old.growth * jnp.sqrt(_ratio(few.loss, old.growth_loss))
         clock = self._watch(state, slope, growth, few.loss)
         left = self._unrest(state, clock)
-        missed = growth * left * (few.time - few.previous_time)
+        missed = growth * left * few.span
         neglected = old.neglected + missed
         clock = eqx.tree_at(lambda c: c.neglected, clock, neglected)
         resting = left <= tolerance
@@ -288,22 +288,24 @@ class Phases:
         late = late | (state.early & (new == FULL))
         growth = state.clock.growth
         first = jnp.where(growth > 0, _FIRST_STEP / jnp.where(growth > 0, growth, 1), 0)
-        size = state.every.next_time - state.every.time
-        size = jnp.where((new == SLOW) & (growth > 0), first, size)
-        size = jnp.where(late, state.few.next_time - state.few.time, size)
+        size = jnp.where((new == SLOW) & (growth > 0), first, state.every.size)
+        size = jnp.where(late, state.few.size, size)
+        none = jnp.zeros_like(state.loss)
         every = eqx.tree_at(
             lambda s: (
                 s.y,
                 s.loss,
                 s.time,
-                s.next_time,
+                s.lost,
+                s.size,
+                s.span,
                 s.previous_y,
                 s.previous_loss,
                 s.previous_time,
                 s.made_jump,
             ),
             state.every,
-            (y, state.loss, time, time + size, y, state.loss, time, jnp.asarray(True)),
+            (y, state.loss, time, none, size, none, y, state.loss, time, jnp.asarray(True)),
         )
         clock = eqx.tree_at(lambda c: c.neglected, state.clock, jnp.zeros_like(state.loss))
         return eqx.tree_at(

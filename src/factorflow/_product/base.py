@@ -4,8 +4,10 @@ import abc
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
+from factorflow._product.rounding import Rounding
 from factorflow._types import FloatArray, FloatScalar
 
 __all__ = ["AbstractProduct"]
@@ -40,3 +42,17 @@ class AbstractProduct(eqx.Module):
     @abc.abstractmethod
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:
         """Sign and natural logarithm of the absolute determinant of a square matrix product."""
+
+    def rounded(self, rounding: Rounding) -> "AbstractProduct":
+        """As integrators round it: an entry far below the largest is not known to its last digit.
+
+        But in coordinates made for it. Logarithms and signs are known better, and stay.
+        """
+        leaves, structure = jax.tree.flatten(self)
+        changed, place = [], 1
+        for leaf in leaves:
+            if eqx.is_array(leaf) and leaf.ndim >= 2:
+                leaf = rounding.of(leaf, place, self.entrywise)
+                place += leaf.size
+            changed.append(leaf)
+        return jax.tree.unflatten(structure, changed)

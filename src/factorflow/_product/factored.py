@@ -1,10 +1,12 @@
 """A product given by its factors."""
 
+import dataclasses
 from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 
 from factorflow._product.base import AbstractProduct
+from factorflow._product.rounding import Rounding
 from factorflow._product.singular import log_determinant, log_singular_values, singular_values
 from factorflow._types import Factors, FloatArray, FloatScalar
 
@@ -25,18 +27,29 @@ class Factored(AbstractProduct):
 
     factorization: _Composes = eqx.field(static=True)
     factors: Factors
+    # Of the composed product: what its own entries hide is no better known for good factors.
+    rounding: Rounding | None = None
 
     def dense(self) -> FloatArray:
-        return self.factorization.compose(self.factors)
+        composed = self.factorization.compose(self.factors)
+        return composed if self.rounding is None else self.rounding.of(composed, 1)
 
     def at(self, indices) -> FloatArray:
         return self.factorization.entries(self.factors, indices)
 
     def log_singular_values(self) -> FloatArray:
-        return log_singular_values(self.factorization.matrix_chain(self.factors))
+        return log_singular_values(self._chain(), self.rounding)
 
     def singular_values(self) -> FloatArray:
-        return singular_values(self.factorization.matrix_chain(self.factors))
+        return singular_values(self._chain(), self.rounding)
 
     def log_determinant(self) -> tuple[FloatScalar, FloatScalar]:
-        return log_determinant(self.factorization.matrix_chain(self.factors))
+        return log_determinant(self._chain())
+
+    def rounded(self, rounding: Rounding) -> "Factored":
+        moved = super().rounded(rounding)
+        assert isinstance(moved, Factored)
+        return dataclasses.replace(moved, rounding=rounding)
+
+    def _chain(self) -> tuple[FloatArray, ...]:
+        return self.factorization.matrix_chain(self.factors)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from factorflow._linalg import in_range, moving_singular_values, qr, slogdet
 from factorflow._linalg import singular_values as values_of
+from factorflow._product.rounding import Rounding
 from factorflow._types import FloatArray, FloatScalar
 
 __all__ = ["log_determinant", "log_singular_values", "no_matrix", "singular_values"]
@@ -42,14 +43,17 @@ def log_determinant(factors: tuple[FloatArray, ...]) -> tuple[FloatScalar, Float
     return sign * jnp.sign(_slogdet(basis)[0]), log
 
 
-def log_singular_values(factors: tuple[FloatArray, ...]) -> FloatArray:
+def log_singular_values(
+    factors: tuple[FloatArray, ...], rounding: Rounding | None = None
+) -> FloatArray:
     """Logs of the singular values of `W_L ... W_1`, descending, shape `(min(m, n),)`.
 
     The values come from the dense product, whose rounding hides everything below about
     `eps * sigma_1`. For a square product the last one is then recovered from the determinant of
     the factors, which is where a vanishing singular value matters.
     """
-    dense, scale = in_range(_dense(factors))
+    composed = _dense(factors)
+    dense, scale = in_range(composed if rounding is None else rounding.of(composed, 1))
     shift = jnp.log(scale)
     rows, columns = dense.shape
     if rows != columns or rows == 1:
@@ -64,12 +68,14 @@ def log_singular_values(factors: tuple[FloatArray, ...]) -> FloatArray:
     return logs.at[-1].set(_last(log_det - jnp.sum(logs[:-1]), logs[-2]))
 
 
-def singular_values(factors: tuple[FloatArray, ...]) -> FloatArray:
+def singular_values(
+    factors: tuple[FloatArray, ...], rounding: Rounding | None = None
+) -> FloatArray:
     """`exp(log_singular_values(factors))`, with derivatives also where some are equal or zero.
 
     See `factorflow._linalg.singular_values` for what the derivatives are.
     """
-    values = jnp.exp(log_singular_values(factors))
+    values = jnp.exp(log_singular_values(factors, rounding))
     dense = _dense(factors)
     rows, columns = dense.shape
     if rows != columns or rows == 1:

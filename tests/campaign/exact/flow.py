@@ -69,27 +69,35 @@ def _at(W, widths, order, lane, x, problem, penalty, buffers):
 
 @njit(cache=True)
 def _step_size(W, widths, order, lane, tolerance):
-    """In units of the lane: where the last two coefficients are below the tolerance."""
+    """In units of the lane: where the last two coefficients are below the tolerance.
+
+    Coefficients that vanish, as those of a straight line or in a unit far too short, ask for no
+    step: then it is the time in which a factor changes by its own size, infinite at rest.
+    """
     overall = 0.0
     for j in range(len(widths) - 1):
         for a in range(widths[j + 1]):
             for c in range(widths[j]):
                 overall = max(overall, abs(W[j, 0, 0, a, c, lane]))
-    smallest = math.inf
+    smallest, change = math.inf, math.inf
     for j in range(len(widths) - 1):
-        size, last, before = 0.0, 0.0, 0.0
+        size, first, last, before = 0.0, 0.0, 0.0, 0.0
         for a in range(widths[j + 1]):
             for c in range(widths[j]):
                 size = max(size, abs(W[j, 0, 0, a, c, lane]))
+                first = max(first, abs(W[j, 0, 1, a, c, lane]))
                 last = max(last, abs(W[j, 0, order, a, c, lane]))
                 before = max(before, abs(W[j, 0, order - 1, a, c, lane]))
         if size == 0.0:
             size = overall
+        if first > 0:
+            # From zero every time is its own scale.
+            change = min(change, size / first if size > 0 else 1.0)
         if last > 0:
             smallest = min(smallest, (tolerance * size / last) ** (1.0 / order))
         if before > 0:
             smallest = min(smallest, (tolerance * size / before) ** (1.0 / (order - 1)))
-    return 0.9 * smallest
+    return 0.9 * (smallest if smallest < math.inf else change)
 
 
 @njit(cache=True)
