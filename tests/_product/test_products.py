@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
-from factorflow._product import AbstractProduct, Factored, Rounding, Spectral
+from factorflow._product import AbstractProduct, Spectral
 from tolerances import assert_close
 
 
@@ -181,23 +181,3 @@ def test_a_product_is_a_pytree_of_its_arrays(dtype):
     assert_close(
         jax.jit(lambda p: p.dense())(doubled), 8 * REFERENCES[ff.Factored](product), scale=10.0
     )
-
-
-@pytest.mark.x64
-def test_rounding_reaches_what_the_composed_product_hides():
-    """Well-conditioned factors of width 3 and a second value at 1e-12 of the first."""
-    fz = ff.DeepMatrix((2, 3), depth=3)
-    left, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 2)))
-    root = np.diag([1.0, 1e-4])
-    factors = (jnp.asarray(root @ np.eye(2, 3)), jnp.asarray(root), jnp.asarray(left @ root))
-    product = Factored(fz, factors)
-    size = jnp.asarray(4 * np.finfo(float).eps)
-    second = [
-        float(product.rounded(Rounding(size, draw)).singular_values()[1]) for draw in range(20)
-    ]
-    # Four units in the last place of entries up to one, whichever the factors are.
-    assert 1e-16 < np.std(second) < 2e-15
-    first = [product.rounded(Rounding(size, draw)).singular_values()[0] for draw in range(3)]
-    np.testing.assert_allclose(first, 1, rtol=3e-15)
-    dense = product.rounded(Rounding(size, 0)).dense()
-    assert 0 < np.max(np.abs(dense - product.dense())) < 5e-15

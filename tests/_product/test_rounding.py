@@ -1,0 +1,61 @@
+"""What companions see of a product: as it would be had it been rounded once more."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import factorflow as ff
+from factorflow._product import Factored, Rounding
+
+
+def as_random(rounding: Rounding, array: np.ndarray, place: int) -> np.ndarray:
+    """The changes, in (-1, 1), of the entries from this place on."""
+    places = np.arange(place, place + array.size)
+    fraction = np.modf(43758.5453 * np.sin((12.9898 + rounding.draw) * places))[0]
+    return (2 * np.where(fraction < 0, fraction + 1, fraction) - 1).reshape(array.shape)
+
+
+REFERENCES = {Rounding: as_random}
+
+
+@pytest.mark.x64
+def test_changes_are_shares_of_the_largest_entry_or_of_each():
+    array = np.array([[3.0, -1.0], [1e-3, 0.0]])
+    rounding = Rounding(jnp.asarray(1e-3), 2)
+    noise = REFERENCES[Rounding](rounding, array, 5)
+    changed = np.asarray(rounding.of(jnp.asarray(array), 5))
+    np.testing.assert_allclose(changed, array + 3e-3 * noise, rtol=1e-7)
+    own = np.asarray(rounding.of(jnp.asarray(array), 5, entrywise=True))
+    np.testing.assert_allclose(own, array * (1 + 1e-3 * noise), rtol=1e-9)
+
+
+@pytest.mark.x64
+def test_changes_are_spread_evenly_and_differ_between_draws():
+    ones = jnp.ones((40, 50))
+    draws = [np.asarray(Rounding(jnp.asarray(1.0), draw).of(ones, 1)) - 1 for draw in range(3)]
+    for noise in draws:
+        # Of 2000 numbers: five standard errors of their mean and of their variance, 1/3.
+        assert abs(noise.mean()) < 5 * np.sqrt(1 / 3 / 2000)
+        assert abs(noise.var() - 1 / 3) < 5 * np.sqrt(4 / 45 / 2000)
+        assert np.linalg.matrix_rank(noise) == 40
+    assert abs(np.corrcoef(draws[0].ravel(), draws[1].ravel())[0, 1]) < 5 / np.sqrt(2000)
+
+
+@pytest.mark.x64
+def test_rounding_reaches_what_the_composed_product_hides():
+    """Well-conditioned factors of width 3 and a second value at 1e-12 of the first."""
+    fz = ff.DeepMatrix((2, 3), depth=3)
+    left, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 2)))
+    root = np.diag([1.0, 1e-4])
+    factors = (jnp.asarray(root @ np.eye(2, 3)), jnp.asarray(root), jnp.asarray(left @ root))
+    product = Factored(fz, factors)
+    size = jnp.asarray(4 * np.finfo(float).eps)
+    second = [
+        float(product.rounded(Rounding(size, draw)).singular_values()[1]) for draw in range(20)
+    ]
+    # Four units in the last place of entries up to one, whichever the factors are.
+    assert 1e-16 < np.std(second) < 2e-15
+    first = [product.rounded(Rounding(size, draw)).singular_values()[0] for draw in range(3)]
+    np.testing.assert_allclose(first, 1, rtol=3e-15)
+    dense = product.rounded(Rounding(size, 0)).dense()
+    assert 0 < np.max(np.abs(dense - product.dense())) < 5e-15
