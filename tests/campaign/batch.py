@@ -2,11 +2,12 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
-from campaign.draw import Structure, draw_run
+from campaign.draw import MOST, Structure, draw_run
 from campaign.judge import Judgement, judge
 from campaign.truth import truths
 from factorflow._certify import follow_certified
@@ -14,6 +15,9 @@ from factorflow._spec import structure
 
 __all__ = ["Batch", "run_structure"]
 
+# Runs are followed this many at a time, by one compilation for each way to follow them, until the
+# structure has had its seconds of processor time: large ones do not keep the campaign from others.
+_PORTION, _SECONDS = 16, 75.0
 # Every so many runs the reference is itself checked, by another one.
 _CHECKED = 12
 
@@ -31,11 +35,20 @@ class Batch:
 
 
 def run_structure(seed: int, of: Structure, only: int | None = None) -> Batch:
-    batch = Batch(of)
-    groups = defaultdict(list)
-    for index in range(of.runs):
-        if only is not None and index != only:
-            continue
+    batch, began = Batch(of), time.process_time()
+    if only is not None:
+        _portion(seed, batch, [only])
+        return batch
+    for first in range(0, MOST, _PORTION):
+        _portion(seed, batch, range(first, first + _PORTION))
+        if time.process_time() - began > _SECONDS:
+            break
+    return batch
+
+
+def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
+    of, groups = batch.structure, defaultdict(list)
+    for index in indices:
         try:
             run = draw_run(seed, of, index)
         except ValueError as error:
@@ -44,13 +57,12 @@ def run_structure(seed: int, of: Structure, only: int | None = None) -> Batch:
         groups[structure(run.spec)].append(run)
     for runs in groups.values():
         _follow(batch, of, runs)
-    return batch
 
 
 def _follow(batch: Batch, of: Structure, runs) -> None:
     began = time.process_time()
     try:
-        stacked = follow_certified([run.spec for run in runs], len(runs), of.certify)
+        stacked = follow_certified([run.spec for run in runs], _PORTION, of.certify)
     except Exception as error:
         for run in runs:
             batch.raised[run.name] = f"{type(error).__name__}: {str(error)[:200]}"

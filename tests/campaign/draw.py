@@ -10,12 +10,10 @@ import numpy as np
 import factorflow as ff
 from factorflow._spec import RunSpec, prepare
 
-__all__ = ["Structure", "draw_run", "draw_structure"]
+__all__ = ["MOST", "Structure", "draw_run", "draw_structure"]
 
-# Seconds of processor time that the runs of a structure may take, by a rough estimate: what is
-# compiled is used often where runs are cheap, and large ones do not keep the campaign from others.
-_SECONDS = 60.0
-_FEWEST, _MOST = 6, 800
+# The most runs of a structure, where they are cheap.
+MOST = 960
 ROWS = 4
 Array = np.ndarray
 
@@ -45,18 +43,6 @@ class Structure:
     @property
     def descends(self) -> bool:
         return self.dynamics == "descent"
-
-    @property
-    def runs(self) -> int:
-        """How many runs are drawn."""
-        sizes = [self.shape[1], *self.hidden, self.shape[0]]
-        numbers = sum(a * b for a, b in zip(sizes[1:], sizes[:-1], strict=True))
-        balanced = self.starts == "balanced" and self.square
-        unknowns = self.shape[0] ** 2 if balanced else numbers
-        implicit = 0.06 * (unknowns / 4) ** 2.2 if numbers <= 48 or balanced else 0.0
-        explicit = 0.15 * (max(sizes) / 3) ** 2 * self.depth / 2
-        charted = self.dynamics in ("chosen", "radau", "split", "spectral", "descent")
-        return int(np.clip(_SECONDS / (explicit + charted * implicit), _FEWEST, _MOST))
 
     def __str__(self) -> str:
         width = "x".join(map(str, self.hidden)) or "-"
