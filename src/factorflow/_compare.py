@@ -17,8 +17,6 @@ Flags = NDArray[np.bool_]
 
 # Of the drift: errors of two discretizations are hardly ever nearer, unless they have one cause.
 _APART = 0.5
-# How many times nearer to its start rounding keeps a run than perturbed companions begin.
-_GENTLER = 8.0
 # Shares of a halving of the loss that count as equal: times the logarithm of any time it is little.
 _SAME_WEIGHT = 3e-5
 
@@ -140,20 +138,16 @@ def settle(
 ) -> tuple[Comparison, Flags]:
     """The judgement of several companions, and the rows that only those on the run's set confirm.
 
-    `first` started from perturbed factors, and so did `finer`, with smaller errors of its own.
-    Where neither confirms a row, `unmoved`, from the run's own factors, does on an invariant set;
-    or where the perturbation, which is many times rounding's, has moved little for its size.
+    `first` started from perturbed factors, and so did `finer`, with smaller errors of its own;
+    where neither confirms a row, `unmoved`, from the run's own factors, does on an invariant set.
     """
     agreed = first.within(place, measures, clock)
-    found, moved = first, first
+    found = first
     if finer is not None:
         found = _chosen(agreed, first, finer)
         agreed = agreed | finer.within(place, measures, clock)
-        moved = finer
-    gentle = moved.within(_GENTLER * place, _GENTLER * measures, clock)
-    gentle &= ~agreed & unmoved.within(place, measures, clock)
-    kept = ~agreed & ~gentle & unmoved.on_a_set & unmoved.in_place(place, measures)
-    return _chosen(~kept & ~gentle, found, unmoved), kept
+    kept = ~agreed & unmoved.on_a_set & unmoved.in_place(place, measures)
+    return _chosen(~kept, found, unmoved), kept
 
 
 def _chosen(rows: Flags, first: Comparison, second: Comparison) -> Comparison:

@@ -34,9 +34,6 @@ _SHARE = {True: 0.3, False: 1.0}
 # The share of the tolerance within which two runs must agree, so that neither errs by more than it.
 # What is read off vanishing singular values is rounding in both, and no nearer in one of them.
 _MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
-# An error in the identity of energy is an error of the run, of which three times as much as is
-# promised is no matter of kinks in the loss that a step crosses.
-_ENERGY = {"float64": 3e-6, "float32": 3e-2}
 # The drift of what is conserved, over the larger of the imbalance and the smallest squared singular
 # value of a factor: below this it decides nothing. At depth 2 the entry then errs by 1e-6.
 _DRIFT = 1e-3
@@ -140,7 +137,9 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
     if continuous and balanced and not spec.dynamics.balanced:
         doubts.add("horizon", _beyond_horizon(spec, rows))
     energy = np.isfinite(rows["energy"])
-    allowed = np.maximum(_ENERGY[dtype.name], _unresolved_energy(spec, rows, times))
+    # A step that crosses a kink of the loss misses the identity by more than it errs, but not by
+    # more than is promised.
+    allowed = np.maximum(tolerance, _unresolved_energy(spec, rows, times))
     doubts.add("energy", energy & ~(rows["energy"] <= allowed))
     doubts.add("measure", reached & np.any([*measured.values(), np.zeros(reached.shape)], axis=0))
 

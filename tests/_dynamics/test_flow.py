@@ -1,5 +1,7 @@
 """Single steps of an integrator, where what is known changes between them."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -40,3 +42,23 @@ def test_a_rejected_step_after_a_jump_leaves_the_jump_to_come(name, dtype):
     expected = start * np.exp(-30 * (float(state.time) - time))
     slack = 1e-4 if dtype == np.float64 else 1e-3
     np.testing.assert_allclose(state.y, expected, rtol=slack)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_steps_shorter_than_a_digit_of_time_add_up(name, dtype):
+    """From a time whose neighbours are more than two of these steps apart."""
+    flow = integrator(1.0, SOLVERS[name], dtype)
+    state = flow.init(jnp.ones(2, dtype))
+    late = jnp.asarray(1 / np.finfo(dtype).eps, dtype)
+    state = eqx.tree_at(lambda s: s.time, state, late)
+    spans = []
+    while math.fsum(spans) < 2 * np.spacing(late):
+        before, state = state, flow.advance(state, jnp.asarray(True))
+        if int(state.step) > int(before.step):
+            spans.append(float(state.span))
+    passed = math.fsum(spans)
+    assert max(spans) < 0.5 * np.spacing(late)
+    found = (float(state.time) - float(late)) + float(state.lost)
+    assert found == pytest.approx(passed, rel=float(len(spans) * np.finfo(dtype).eps))
+    # Some dozen steps with errors of 1e-5 each, relative to what they begin with.
+    np.testing.assert_allclose(state.y, np.exp(-passed), rtol=1e-3)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from campaign.draw import MOST, Structure, draw_run
+from campaign.draw import Structure, draw_run
 from campaign.judge import Judgement, judge
 from campaign.truth import truths
 from factorflow._certify import follow_certified
@@ -17,7 +17,7 @@ __all__ = ["Batch", "run_structure"]
 
 # Runs are followed this many at a time, by one compilation for each way to follow them, until the
 # structure has had its seconds of processor time: large ones do not keep the campaign from others.
-_PORTION, _SECONDS = 16, 75.0
+_PORTION, _SECONDS, _MOST = 16, 75.0, 960
 # Every so many runs the reference is itself checked, by another one.
 _CHECKED = 12
 
@@ -39,7 +39,7 @@ def run_structure(seed: int, of: Structure, only: int | None = None) -> Batch:
     if only is not None:
         _portion(seed, batch, [only])
         return batch
-    for first in range(0, MOST, _PORTION):
+    for first in range(0, _MOST, _PORTION):
         _portion(seed, batch, range(first, first + _PORTION))
         if time.process_time() - began > _SECONDS:
             break

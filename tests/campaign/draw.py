@@ -10,10 +10,8 @@ import numpy as np
 import factorflow as ff
 from factorflow._spec import RunSpec, prepare
 
-__all__ = ["MOST", "Structure", "draw_run", "draw_structure"]
+__all__ = ["Structure", "draw_run", "draw_structure"]
 
-# The most runs of a structure, where they are cheap.
-MOST = 960
 ROWS = 4
 Array = np.ndarray
 

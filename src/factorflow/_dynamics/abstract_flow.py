@@ -84,10 +84,11 @@ class AbstractFlow(AbstractDynamics):
         """The default absolute tolerance.
 
         A start far below 1 must grow as accurately as what is of size 1: its time, and its
-        direction when it arrives, depend on every step of the plateau.
+        direction when it arrives, depend on every step of the plateau. Zero itself has no size.
         """
         _, atol = default_tolerances(jax.tree.leaves(factors)[0].dtype)
-        return atol * min(1.0, _root_mean_square(self.start(factorization, factors)))
+        size = _root_mean_square(self.start(factorization, factors))
+        return atol * min(1.0, size if size > 0 else 1.0)
 
     def keeps_time(self, factors: Factors) -> bool:
         del factors

@@ -144,7 +144,7 @@ class Integrator(eqx.Module):
         # Nor can one that was refused for its error, where there is no shorter one.
         stuck = ~(size > 0) | ~(keep | (size < state.size))
         result = RESULTS.where(stuck, RESULTS.step_size_underflow, result)
-        result = RESULTS.where(keep & jnp.isinf(size), RESULTS.came_to_rest, result)
+        result = RESULTS.where(keep & jnp.isinf(time + size), RESULTS.came_to_rest, result)
 
         y = where(keep, y, state.y)
         return FlowState(
@@ -272,9 +272,9 @@ class Integrator(eqx.Module):
 def first_step(size: FloatScalar, speed: FloatScalar) -> FloatScalar:
     """A hundredth of the time in which the field would move the state by its own size.
 
-    The controller corrects it at once.
+    The controller corrects it at once. Zero has no size: one stands for it.
     """
-    return 0.01 * size / jnp.where(speed > 0, speed, 1)
+    return 0.01 * jnp.where(size > 0, size, 1) / jnp.where(speed > 0, speed, 1)
 
 
 def _worse(first: RESULTS, second: RESULTS) -> RESULTS:
