@@ -148,10 +148,12 @@ def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
     stop = eqx.tree_at(lambda s: s.max_steps, spec.stop, jnp.asarray(most, jnp.int32))
     limited = spec.limited
     if not spec.dynamics.continuous:
-        # Descent passes levels; its rows lie where it then was.
+        # Descent passes levels; its rows lie where it then was, which may be below the level that
+        # has ended it.
         stop = spec.stop
         if observed_at == "loss":
             levels = np.asarray(run.witness.rows["loss"])
+            stop = _lowered(stop, levels[np.flatnonzero(rows.reached)[-1]])
         elif observed_at == "time":
             levels = np.asarray(rows.times)
     elif observed_at == "step" or (
@@ -173,8 +175,11 @@ def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
         )
 
 
-def _ends_at_level(result: RESULTS) -> bool:
-    return result_name(result) in ("loss_reached", "time_limit_reached")
+def _lowered(stop: Stop, loss: Any) -> Stop:
+    given: Any = stop.loss
+    if given is None:
+        return stop
+    return eqx.tree_at(lambda s: s.loss, stop, jnp.minimum(given, jnp.asarray(loss, given.dtype)))
 
 
 def _filled(levels: np.ndarray, reached: Any) -> np.ndarray:
@@ -214,12 +219,10 @@ def _wider(spec: RunSpec) -> RunSpec:
 
 
 def _flow(spec: RunSpec, run: Lane) -> RunSpec | None:
-    """The gradient flow from the same start, where coordinates are known that can be trusted."""
+    """The gradient flow from the same start, where the run's rows have losses or times."""
     wide = _wider(spec)
     with jax.enable_x64(True):
         flow = GradientFlow().resolve(wide.problem, wide.factorization, wide.factors)
-        if flow.companion() is None:
-            return None
         rows = run.trajectory
         if spec.observed_at == "loss":
             observed_at, levels = "loss", np.asarray(run.witness.rows["loss"])

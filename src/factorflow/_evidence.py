@@ -34,6 +34,9 @@ _SHARE = {True: 0.3, False: 1.0}
 # The share of the tolerance within which two runs must agree, so that neither errs by more than it.
 # What is read off vanishing singular values is rounding in both, and no nearer in one of them.
 _MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
+# What the flow itself shows of descent is all of its error, relative to the larger of two values
+# that differ by as much as one per cent: which may be so much more than the true one.
+_MARGIN_OF_FLOW = 0.98
 # The drift of what is conserved, over the larger of the imbalance and the smallest squared singular
 # value of a factor: below this it decides nothing. At depth 2 the entry then errs by 1e-6.
 _DRIFT = 1e-3
@@ -70,7 +73,8 @@ def agreement(spec: RunSpec, kind: str, kinds: Sequence[str]) -> Agreement:
         return Agreement(tolerance * _MARGIN, tolerance * _MARGIN_OF_MEASURES, clock)
     if kind != "companion_error":
         # The flow itself shows the whole error, a wider dtype all of rounding's.
-        return Agreement(tolerance, tolerance, clock)
+        shown = _MARGIN_OF_FLOW * tolerance
+        return Agreement(shown, shown, clock)
     if "flow_error" in kinds:
         # What half the step can only guess at; it still tells what limits the run.
         return Agreement(np.inf, np.inf, clock)

@@ -311,7 +311,7 @@ def test_rows_at_small_losses_lie_there_where_entries_are_small(name):
     assert np.all(off <= 10 * rounding + 10 * EPS)
 
 
-@pytest.mark.parametrize("name", ["Tsit5", "Stabilized"])
+@pytest.mark.parametrize("name", [None, "Tsit5", "Stabilized"])
 def test_a_single_factor_may_start_at_zero(name):
     """Its flow is linear: b (1 - exp(-t)) where b is observed, and zero where nothing is."""
     trajectory = ff.simulate(
@@ -328,3 +328,15 @@ def test_a_single_factor_may_start_at_zero(name):
     # A dozen steps of 3e-9 each, or of 1e-4 in single precision.
     np.testing.assert_allclose(found[:, 0], expected, rtol=3e-7 if X64 else 3e-3)
     assert np.all(found[:, 1] == 0)
+
+
+def test_coordinates_that_have_no_size_at_zero_say_so():
+    with pytest.raises(ValueError, match="these are all zero"):
+        ff.simulate(
+            ff.Completion((1, 2), [[0, 0]], [2.0]),
+            ff.DeepMatrix((1, 2), depth=1),
+            ff.GradientFlow("radau"),
+            (jnp.zeros((1, 2)),),
+            observe=ff.AtTimes([1.0]),
+            stop=ff.Stop(max_time=1.0),
+        )

@@ -51,10 +51,11 @@ def charted_flow(
     **Raises:** `ValueError` where the coordinates asked for by `name` do not fit, with the reason.
     """
     misfit = _misfit(problem, fz, factors)
+    zero = not any(np.any(leaf) for leaf in jax.tree.leaves(factors))
     if name is None:
         if misfit is None:
             name = "spectral" if fz.shape == (2, 2) else "split"
-        elif _smooth(problem) and _parameters(factors) <= _MOST_PARAMETERS:
+        elif _smooth(problem) and _parameters(factors) <= _MOST_PARAMETERS and not zero:
             name = "radau"
         else:
             return None
@@ -62,6 +63,11 @@ def charted_flow(
         raise ValueError(
             f"GradientFlow('{name}') {misfit}; GradientFlow('radau') or 'Stabilized' follow the "
             "factors themselves, whatever they are."
+        )
+    elif name == "radau" and zero:
+        raise ValueError(
+            "GradientFlow('radau') measures errors by the size of the factors, but these are all "
+            "zero; GradientFlow() and 'Stabilized' start from zero too."
         )
     elif name == "spectral" and fz.shape != (2, 2):
         raise ValueError(

@@ -29,10 +29,9 @@ class GradientFlow(AbstractFlow):
     - `integrator`: `None` chooses from the structure of problem and factors, and
         `trajectory.stats["integrator"]` says what: `"spectral"` for balanced 2x2 factors of depth 2
         or more, `"split"` for balanced d x d factors up to d = 12, `"radau"` for other
-        factorizations with up to 48 numbers and a smooth penalty, `"Stabilized"` (explicit) for all
-        others. Any of
-        them can be asked for by name, and so can `"Tsit5"`, `"Dopri8"`, `"Kvaerno5"`, ... or a
-        diffrax solver be given.
+        factorizations with up to 48 numbers, not all zero, and a smooth penalty, `"Stabilized"`
+        (explicit) for all others. Any of them can be asked for by name, and so can `"Tsit5"`,
+        `"Dopri8"`, `"Kvaerno5"`, ... or a diffrax solver be given.
     - `rtol`, `atol`: relative and absolute tolerance per step. `None` takes 1e-10, 1e-9 and 1e-12
         for `"spectral"`, `"split"` and `"radau"`, which have no absolute one; for
         diffrax solvers 3e-9 and 3e-11 in double precision, the latter times the root mean square of
