@@ -138,7 +138,7 @@ def _is_double(spec: RunSpec) -> bool:
 def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
     """Observed where the run's rows are: a flow at its times or losses, descent at its steps.
 
-    Beyond the last row that the run has reached nothing is asked for.
+    Beyond the last row that the run has reached nothing is asked for, and it ends there.
     """
     rows = run.trajectory
     observed_at, levels = spec.observed_at, np.asarray(spec.levels)
@@ -172,6 +172,7 @@ def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
             else jnp.asarray(_filled(levels, rows.reached)),
             stop=stop,
             limited=limited,
+            goes_on=jnp.asarray(False),
         )
 
 
@@ -238,4 +239,5 @@ def _flow(spec: RunSpec, run: Lane) -> RunSpec | None:
             observed_at=observed_at,
             stop=as_arrays(Stop(max_steps=_FLOW_STEPS), jnp.float64),
             limited=False,
+            goes_on=jnp.asarray(False),
         )

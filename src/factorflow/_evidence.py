@@ -136,7 +136,11 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
     if not companions or count > LARGEST_PRODUCT:
         doubts.add("unconfirmed", reached)
     doubts.add("level", reached & (_missed(spec, rows, times) > _MARGIN * tolerance))
-    harmless = np.any([c.apart & ~(c.product > tolerance) for c in companions], axis=0)
+    explained = _ROUNDING_MARGIN * np.finfo(dtype).eps * run["scale"] * math.sqrt(1 + run["steps"])
+    # Rounding is another in every companion: one that agrees all the same has shown that it decides
+    # nothing here, and so has one whose drift is another.
+    rounded = rows["drift"] <= explained
+    harmless = np.any([(c.apart | rounded) & ~(c.product > tolerance) for c in companions], axis=0)
     doubts.add("drift", _drifted(spec, lane) & ~harmless)
     if continuous and balanced and not spec.dynamics.balanced:
         doubts.add("horizon", _beyond_horizon(spec, rows))
@@ -153,7 +157,6 @@ def judge(spec: RunSpec, lane: Lane, companions: list[Comparison], on_set) -> Ce
         errors[companion.kind] = np.fmax(known, companion.product)
     largest = {kind: _largest_finite(error[reached]) for kind, error in errors.items()}
     # Where balance holds by construction, the drift of the reported factors says nothing.
-    explained = _ROUNDING_MARGIN * np.finfo(dtype).eps * run["scale"] * math.sqrt(1 + run["steps"])
     rounding = not spec.dynamics.balanced and run["drift"] <= explained
     code = _verdict(doubts.codes, reached, errors, bool(rounding), bool(failed(result)))
     evidence = {

@@ -159,7 +159,9 @@ def _all_levels(spec: RunSpec) -> jax.Array:
         return spec.levels
     # The last row need not be the end: a level that is never reached goes on to the limit.
     never = {"loss": -jnp.inf, "time": jnp.inf, "step": jnp.iinfo(jnp.int32).max}
-    return jnp.pad(spec.levels, ((0, 0), (0, 1)), constant_values=never[spec.observed_at])
+    last = spec.levels[:, -1]
+    further = jnp.where(spec.goes_on, jnp.asarray(never[spec.observed_at], last.dtype), last)
+    return jnp.concatenate([spec.levels, further[:, None]], axis=1)
 
 
 def _or_rejected(stuck: jax.Array, result: RESULTS) -> RESULTS:

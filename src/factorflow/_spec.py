@@ -34,8 +34,10 @@ class RunSpec(eqx.Module):
     stop: Stop
     key: RandomKey
     observed_at: str = eqx.field(static=True)
-    # Whether the run goes on to a limit of `Stop` after its last row.
+    # Whether there is a limit of `Stop` to go on to after the last row, and whether the run does:
+    # companions end with their rows.
     limited: bool = eqx.field(static=True)
+    goes_on: jax.Array
     measures: tuple[Measure, ...] = eqx.field(static=True)
     # Rounding that is added to the product before it is measured, as a share of its largest entry:
     # none but in companions, which show what rounding decides, such as vanishing singular values.
@@ -106,6 +108,7 @@ def prepare(
         key=key,
         observed_at=observed_at,
         limited=limited,
+        goes_on=jnp.asarray(limited),
         measures=as_measures(measures),
         rounding=jnp.zeros((), dtype),
     )

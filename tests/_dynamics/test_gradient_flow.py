@@ -325,7 +325,7 @@ def test_a_single_factor_may_start_at_zero(name):
     )
     expected = 2 * (1 - np.exp(-np.array([1.0, 3.0])))
     found = trajectory.measures["product"][:, 0]
-    # A dozen steps of 3e-9 each, or of 1e-4 in single precision.
+    # A dozen steps of 1e-9 each, or of 1e-4 in single precision.
     np.testing.assert_allclose(found[:, 0], expected, rtol=3e-7 if X64 else 3e-3)
     assert np.all(found[:, 1] == 0)
 

@@ -352,11 +352,14 @@ def _observe(rng, structure: Structure, loss: float, unit: float, size: float, s
     steps = 10_000 if structure.descends else 250 if charted else 2_000
     if structure.observed == "time":
         times = np.sort(unit * 10 ** rng.uniform(-1, 0.7, ROWS))
-        return ff.AtTimes(times), ff.Stop(max_steps=steps)
+        # What a run does after its rows, at rest most often, is not judged; nor is it worth while to
+        # come to rows at rest by hundreds of stages a step.
+        steps = min(steps, 500) if structure.dynamics == "Stabilized" else steps
+        return ff.AtTimes(times), ff.Stop(max_time=float(times[-1]), max_steps=steps)
     if structure.observed == "step":
         most = 2_000 if structure.descends else 60
         chosen = np.sort(rng.choice(most, ROWS - 1, replace=False) + 1)
-        return ff.AtSteps([0, *chosen]), ff.Stop(max_steps=steps)
+        return ff.AtSteps([0, *chosen]), ff.Stop(max_steps=int(chosen[-1]))
     lowest = -3.0 if single or structure.descends else -9.0
     shares = np.sort(10 ** rng.uniform(lowest, -0.01, ROWS))[::-1]
     levels = np.asarray(loss * shares, structure.dtype)

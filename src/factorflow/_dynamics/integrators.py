@@ -28,7 +28,7 @@ INTEGRATORS = {
 
 # Of a step. At 1e-8 the errors of explicit flows at their end reached 1e-6, which is what
 # certificates promise.
-_TOLERANCES = {"float64": (3e-9, 3e-11), "float32": (1e-4, 1e-6)}
+_TOLERANCES = {"float64": (1e-9, 1e-11), "float32": (1e-4, 1e-6)}
 
 
 def choose_integrator(integrator) -> diffrax.AbstractSolver:
