@@ -157,6 +157,13 @@ def test_half_the_step_moves_a_curve_by_half_of_its_error():
     assert moved.verdict == "step_limited"
 
 
+def test_the_flow_shows_a_hundredth_less_than_the_error():
+    # 1% of the larger of two values is more of the true one, where that is the smaller.
+    shown = (9.7e-3, 9.9e-3, 9.9e-3, 9.7e-3)
+    beside = certificate(witness(), [companion(), companion("flow_error", shown)])
+    assert beside.doubts == ["none", "flow", "flow", "none"]
+
+
 def test_what_moves_a_curve_more_limits_it():
     by_step = companion(error=(0, 0, 0.02, 0.02))
     by_rounding = companion("wider_dtype_error", (0, 0, 0.3, 0.3))
@@ -215,6 +222,7 @@ def test_a_broken_energy_identity_is_a_doubt():
     assert wrong.verdict == "unverified"
 
 
+@pytest.mark.x64
 def test_drift_is_judged_beside_the_smallest_singular_value():
     # Beyond a thousandth of the smallest square, far below what the horizon allows.
     drift, smallest = np.array([0, 0, 1e-8, 1e-8], DTYPE), np.full(4, 1e-6, DTYPE)
@@ -225,6 +233,20 @@ def test_drift_is_judged_beside_the_smallest_singular_value():
     agreed = companion()._replace(apart=np.array([True, True, True, False]))
     harmless = certificate(drifted, [agreed], dynamics=ff.GradientFlow("radau"))
     assert harmless.doubts[2:] == ["none", "drift"]
+
+
+@pytest.mark.x64
+def test_drift_by_rounding_is_harmless_where_a_companion_agrees():
+    # Of squared factors of size 10 after 100 steps: 30 random walks of rounding and no more.
+    walk = 30 * EPS * 10 * np.sqrt(101)
+    drift = np.array([0, 0, 0.9 * walk, 1.1 * walk], DTYPE)
+    drifted = witness(rows={"drift": drift, "smallest": np.full(4, 1e-12, DTYPE)}.items(), gap=0.0)
+    agreed = certificate(drifted, [companion()], dynamics=ff.GradientFlow("radau"))
+    assert agreed.doubts[2:] == ["none", "drift"]
+    apart = certificate(
+        drifted, [companion(error=(0, 0, 0.1, 0.1))], dynamics=ff.GradientFlow("radau")
+    )
+    assert apart.doubts[2:] == ["companion", "companion"]
 
 
 def test_a_run_that_failed_is_not_faithful():
@@ -373,6 +395,32 @@ def test_depth_3_is_confirmed_by_the_flow():
     evidence = trajectory.certificate.evidence
     assert evidence["flow_error"] < 1e-3
     assert evidence["companion_error"] < 5e-3
+
+
+@pytest.mark.x64
+def test_descent_is_compared_with_the_flow_where_no_coordinates_are_known():
+    """60 numbers, not balanced: the flow beside it is followed by an explicit method."""
+    fz = ff.DeepMatrix((4, 4), depth=3, hidden=(5, 4))
+    target = np.outer([1, -1, 2, 0.5], [1, 0.5, -1, 1]) + 0.2 * np.eye(4)
+    problem = ff.Completion((4, 4), np.argwhere(np.eye(4) == 0), target[np.eye(4) == 0])
+    factors = ff.Gaussian(product_scale=1e-2)(fz, jax.random.key(3))
+    levels = [1.0, 1e-1, 1e-2]
+
+    def run(dynamics, levels, **options):
+        return ff.simulate(
+            problem, fz, dynamics, factors, observe=ff.AtLosses(levels),
+            stop=ff.Stop(loss=levels[-1]), measures=["product", "loss"], **options,
+        )  # fmt: skip
+
+    descent = run(ff.GradientDescent(2e-3), levels, certify="full")
+    flow = run(ff.GradientFlow("Dopri8"), [float(x) for x in descent.measures["loss"]])
+    off = np.abs(descent.measures["product"] - flow.measures["product"]).max((1, 2))
+    off /= np.abs(descent.measures["product"]).max((1, 2))
+    assert descent.certificate.evidence["flow_error"] == pytest.approx(off.max(), rel=1e-3)
+    assert 1e-4 < off.max() < 5e-3
+    # The last row too, which lies below the level that has ended the run.
+    assert descent.measures["loss"][-1] < levels[-1]
+    assert descent.certificate.verdict == "flow_faithful"
 
 
 @pytest.mark.x64

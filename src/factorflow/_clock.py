@@ -1,13 +1,15 @@
-r"""When, on the whole way, a run has lowered its loss.
+r"""How long, on the whole way, a run has needed to lower its loss.
 
 Two runs that have arrived at the same place do not tell any more when each of them left another
-one. Their clocks do. For every halving of the loss, from the start's down, a clock keeps the mean
-of the logarithm of time, weighted by the logarithm of the loss:
+one. Their clocks do. The logarithm of the loss is divided into cells, from the start's down, and
+for each a clock keeps the mean of the logarithm of the time $\tau$ since the cell before was
+entered:
 
-$$\int_{2^{-k} \ge \ell / \ell_0 \ge 2^{-k - 1}} \ln t \; (-d \log_2 \ell)$$
+$$\int_{\text{cell } k} \ln \tau_k \; (-d \log_2 \ell)$$
 
 A run that rounding has taken off an invariant set has another reading than one that started beside
-it, in the halving in which it left, long after both have converged.
+it, in the cell in which it left, long after both have converged. Times since the start would not
+do: after a plateau of 1e24 units nothing is seen of a second one of 1e8.
 """
 
 import equinox as eqx
@@ -19,80 +21,123 @@ from factorflow._dynamics import AbstractState
 
 __all__ = ["Clock"]
 
-# Down to 4e-15 of the loss at the start; all that falls further counts for the last one.
-_HALVINGS = 48
-# How far the mean over the first step, where the loss begins to fall, is open.
-_FIRST_STEP = 0.25
+# Cells in halvings of the loss, finer where a plateau's loss may be near that of the one before:
+# (how many, how wide). Down to 4e-15 of the start's; all that falls further counts for nothing.
+_CELLS = ((8, 0.125), (12, 0.25), (12, 0.5), (14, 1.0), (1, 24.0))
+# How far the mean over the first step, where the loss begins to fall, is open; and that over a step
+# which says nothing, for its time begins within it: any logarithm of a time differs by less.
+_FIRST_STEP, _UNKNOWN = 0.25, 1e3
+# Steps of descent are many, and are counted together until they lower the loss by this share of a
+# halving, or take this share of the time in their cell.
+_TOGETHER = 1 / 16
 
 
 class Clock(eqx.Module):
-    """The integrals so far, and how far the steps leave them open."""
+    """The integrals so far, and how far the steps leave them open; an entry per cell.
+
+    They lag behind the run: the last steps, for `gone` units of time and the last one whole, are
+    not in them yet. A row within the last step is then read without taking anything back.
+    """
 
     mean: jax.Array
     spread: jax.Array
+    # The time since the cell was entered, and how much of it is uncertain.
+    since: jax.Array
+    uncertain: jax.Array
     start: jax.Array  # the loss at the beginning
+    halved: jax.Array  # how often it has been halved since
+    recent: jax.Array  # the time of the present cell
+    gone: jax.Array
 
     @classmethod
     def begun(cls, state: AbstractState) -> "Clock":
         """Before the first step."""
-        zero = jnp.zeros(_HALVINGS, state.loss.dtype)
-        return cls(zero, zero, state.loss)
+        zero, zeros = jnp.zeros_like(state.loss), jnp.zeros(_EDGES.size, state.loss.dtype)
+        return cls(zeros, zeros, zeros, zeros, state.loss, zero, zero, zero)
 
-    def ticked(self, before: AbstractState, after: AbstractState) -> "Clock":
-        """After an attempted step."""
-        moved = after.step != before.step
-        part, middle, open_ = self._parts(before, after)
-        return Clock(
-            self.mean + jnp.where(moved, part * middle, 0),
-            self.spread + jnp.where(moved, jnp.abs(part) * open_, 0),
-            self.start,
-        )
+    def due(self, state: AbstractState) -> jax.Array:
+        """Whether what led to this state can no longer be counted as one step."""
+        fallen = jnp.abs(self._halved(state.loss) - self.halved)
+        return (fallen >= _TOGETHER) | (self.gone >= _TOGETHER * self.recent)
+
+    def stepped(self, before: AbstractState, after: AbstractState) -> "Clock":
+        """After an attempted step, which is not counted yet."""
+        passed = jnp.where(after.step != before.step, after.elapsed(before), 0)
+        return eqx.tree_at(lambda clock: clock.gone, self, self.gone + passed)
+
+    def ticked(self, state: AbstractState) -> "Clock":
+        """With all that led to this state counted."""
+        return self._counted(self._halved(state.loss), self.gone)
 
     def read(self, located: AbstractState, end: AbstractState) -> dict[str, jax.Array]:
         """At a row within the step that has led to `end`: readings, what is open, and weights."""
-        part, middle, _ = self._parts(located, end)
-        there = (located.time < end.time) & (located.loss > end.loss)
-        _, span = _logarithms(located, end)
-        last = jnp.where(there, located.loss, end.loss)
-        return {
-            "clock": self.mean - jnp.where(there, part * middle, 0),
-            "clock_spread": self.spread + jnp.where(there, part * span / 2, 0),
-            "clock_weight": jnp.clip(self._halved(last) - _edges(last), 0, 1),
-        }
+        halved = self._halved(located.loss)
+        there = self._counted(halved, self.gone - end.elapsed(located))
+        weight = jnp.clip(halved - _like(_EDGES, halved), 0, _like(_WIDTHS, halved))
+        return {"clock": there.mean, "clock_spread": there.spread, "clock_weight": weight}
 
-    def _parts(self, before: AbstractState, after: AbstractState):
-        """Of a step: its share in every halving, the logarithm of time there, and what is open."""
-        first, last = self._halved(before.loss), self._halved(after.loss)
-        edges = _edges(first)
-        entered = jnp.clip(first - edges, 0, 1)
-        left = jnp.clip(last - edges, 0, 1)
-        fall = last - first
-        middle = ((entered + left) / 2 + edges - first) / jnp.where(fall == 0, 1, fall)
-        start, span = _logarithms(before, after)
-        # Within a step the loss falls smoothly: near a power of time where it falls by little.
-        open_ = jnp.where(jnp.abs(fall) > 0.5, span / 2, span**2 / 4)
-        # From time zero on in proportion to time, whose logarithm has this mean.
-        first_step = before.time <= 0
-        mean = jnp.where(first_step, start - 1, start + span * jnp.clip(middle, 0, 1))
-        open_ = jnp.where(first_step, _FIRST_STEP, open_)
-        # A loss that rises is rounding, or no flow: nothing is known here.
-        return left - entered, mean, jnp.where(fall < 0, 1, open_)
+    def _counted(self, halved: jax.Array, span: jax.Array) -> "Clock":
+        first, fall, edges = self.halved, halved - self.halved, _like(_EDGES, halved)
+        # Where in a step a loss lies is known the better the less it falls.
+        vague = jnp.where(jnp.abs(fall) > 0.5, 0.5, 0.25)
+        inside = (edges <= first) | (self.since > 0)
+        entered = (edges <= halved) & ~inside
+        beyond = span * (halved - edges) / jnp.where(fall == 0, 1, fall)
+        since = jnp.where(inside, self.since + span, jnp.where(entered, beyond, 0))
+        uncertain = jnp.where(entered, vague * span, self.uncertain)
+        part, middle = _parts(first, halved)
+        begin, end, off = (_cell_before(x) for x in (self.since, since, uncertain))
+        mean, width = _logarithms(begin, end, middle)
+        open_ = vague * width + 2 * off / jnp.where(end > 0, end, 1)
+        known = (begin > 2 * off) & (fall >= 0)  # a loss that rises is rounding, or no flow
+        at_start = (begin <= 0) & (off <= 0)
+        open_ = jnp.where(known, open_, jnp.where(at_start, _FIRST_STEP, _UNKNOWN))
+        return Clock(
+            mean=self.mean + part * mean,
+            spread=self.spread + jnp.abs(part) * open_,
+            since=since,
+            uncertain=uncertain,
+            start=self.start,
+            halved=halved,
+            recent=jnp.min(jnp.where(edges <= halved, end, jnp.inf)),
+            gone=jnp.zeros_like(self.gone),
+        )
 
     def _halved(self, loss: jax.Array) -> jax.Array:
         """How often the loss has been halved since the start, as a number with digits."""
         known = (loss > 0) & (self.start > 0)
         share = jnp.where(known, loss, 1) / jnp.where(known, self.start, 1)
-        gone = jnp.where(self.start > 0, float(_HALVINGS), 0.0)
-        return jnp.where(known, jnp.clip(-jnp.log2(share), 0, _HALVINGS), gone)
+        gone = jnp.where(self.start > 0, _END, 0.0)
+        return jnp.where(known, jnp.clip(-jnp.log2(share), 0, _END), gone)
 
 
-def _edges(like: jax.Array) -> jax.Array:
-    return jnp.asarray(np.arange(_HALVINGS), like.dtype)
+_WIDTHS = np.concatenate([np.full(count, width) for count, width in _CELLS])
+_EDGES = np.cumsum(_WIDTHS) - _WIDTHS
+_END = float(np.sum(_WIDTHS))
 
 
-def _logarithms(before: AbstractState, after: AbstractState) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the earlier moment, and how much larger that of the later one is."""
-    end = jnp.log(jnp.where(after.time > 0, after.time, 1))
-    # The first step begins at time zero; what it covers happens at its end, on this scale.
-    start = jnp.where(before.time > 0, jnp.log(jnp.where(before.time > 0, before.time, 1)), end)
-    return start, end - start
+def _like(cells: np.ndarray, other: jax.Array) -> jax.Array:
+    return jnp.asarray(cells, other.dtype)
+
+
+def _parts(first: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of a fall within a step: its part in every cell, and the share of the step at its middle."""
+    edges, widths, fall = _like(_EDGES, first), _like(_WIDTHS, first), last - first
+    entered, left = jnp.clip(first - edges, 0, widths), jnp.clip(last - edges, 0, widths)
+    middle = ((entered + left) / 2 + edges - first) / jnp.where(fall == 0, 1, fall)
+    return left - entered, jnp.clip(middle, 0, 1)
+
+
+def _cell_before(values: jax.Array) -> jax.Array:
+    """What is known of the cell before; the first has none before."""
+    return jnp.concatenate([values[:1], values[:-1]])
+
+
+def _logarithms(begin: jax.Array, end: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logarithm of time at the middle, and how much it grows from `begin` to `end`."""
+    last = jnp.log(jnp.where(end > 0, end, 1))
+    first = jnp.log(jnp.where(begin > 0, begin, 1))
+    width = jnp.where(begin > 0, last - first, 0)
+    # From zero on in proportion to time, whose logarithm has this mean.
+    mean = jnp.where(begin > 0, first + width * middle, last - 1)
+    return jnp.where(end > 0, mean, 0), width

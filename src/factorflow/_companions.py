@@ -20,7 +20,7 @@ from factorflow._dynamics import AbstractDynamics, GradientDescent, GradientFlow
 from factorflow._dynamics.perturbation import moved_by_rounding
 from factorflow._factorization import DeepMatrix, balanced_factors
 from factorflow._observe import Stop
-from factorflow._results import RESULTS, result_name
+from factorflow._results import result_name
 from factorflow._spec import RunSpec, as_arrays
 
 __all__ = ["Companion", "afterwards", "at_once", "once_more"]

@@ -171,14 +171,15 @@ def _measured(measure: Measure, run: Lane, companion: Lane) -> Rows:
     )
     rows = ours.shape[0]
     ours, others = ours.reshape(rows, -1), others.reshape(rows, -1)
-    if measure.error == "own":
-        errors = _relative(ours, others)
-    elif measure.error == "exact":
-        errors = np.where(ours == others, 0.0, np.inf)
+    if measure.error == "exact":
+        errors = np.where(_same(ours, others), 0.0, np.inf)
     else:
+        noise = np.asarray(companion.witness.noise.get(measure.name, 0.0), float)
+        noise = np.broadcast_to(noise.reshape(noise.shape[0] if noise.ndim else 1, -1), ours.shape)
         with np.errstate(invalid="ignore"):
-            distance = np.where(ours == others, 0.0, np.abs(ours - others))
+            distance = np.where(_same(ours, others), 0.0, np.abs(ours - others)) + noise
         sizes = {
+            "own": np.maximum(np.abs(ours), np.abs(others)),
             "logarithm": np.maximum(1, np.abs(ours)),
             "unit": np.ones_like(ours),
             "product": np.asarray(run.witness.rows["largest"], float)[:, None],

@@ -99,8 +99,11 @@ def proceeded(spec: RunSpec, run: _Run, budget: jax.Array) -> _Run:
         most = jnp.minimum(left, _LOOK_EVERY - run.tried % _LOOK_EVERY) if _looks(spec) else left
 
         def step(carry):
-            done, *carry = carry
-            return done + 1, *_lanes(_advance)(spec, *carry, level)
+            done, state, passed, clock, active = carry
+            due = active & _lanes(Clock.due)(clock, state)
+            # In a branch of the whole batch, which descent seldom takes.
+            clock = lax.cond(jnp.any(due), _tick, lambda clock, *_: clock, clock, state, due)
+            return done + 1, *_lanes(_advance)(spec, state, passed, clock, active, level)
 
         start = jnp.zeros_like(left), run.state, run.passed, run.clock, active
         done, state, passed, clock, active = lax.while_loop(
@@ -189,6 +192,11 @@ def _unfinished(spec: RunSpec, state: AbstractState, passed: jax.Array, level: j
     return ~crossed(spec.observed_at, state, level) & ~ended(spec, state, passed)
 
 
+def _tick(clock: Clock, state: AbstractState, due: jax.Array) -> Clock:
+    ticked = _lanes(Clock.ticked)(clock, state)
+    return _lanes(where)(due, ticked, clock)
+
+
 def _advance(
     spec: RunSpec,
     state: AbstractState,
@@ -199,7 +207,7 @@ def _advance(
 ):
     start, before = state, state.step
     state = spec.dynamics.advance(spec.problem, spec.factorization, state, active)
-    clock = clock.ticked(start, state)
+    clock = clock.stepped(start, state)
     if spec.stop.loss is not None or spec.stop.gradient_norm is not None:
         # Nothing new to check after a rejected step of a flow.
         moved = state.step != before
@@ -238,12 +246,14 @@ def _row(
 ) -> "_Rows":
     snapshot = view(spec, located)
     witness = witness_row(spec.dynamics, snapshot, spec.factors, located, spec.measures)
+    values, noise = measured(spec, located)
     return _Rows(
         reached=reached,
         times=located.time,
         steps=located.step,
         witness=witness | clock.read(located, end),
-        measures=measured(spec, located),
+        measures=values,
+        noise=noise,
     )
 
 
@@ -253,6 +263,7 @@ class _Rows(eqx.Module):
     steps: jax.Array
     witness: dict[str, jax.Array]
     measures: dict[str, jax.Array]
+    noise: dict[str, jax.Array]
 
 
 def _finish(
@@ -290,7 +301,7 @@ def _finish(
         dims={measure.name: measure.dims for measure in spec.measures},
     )
     run = witness_of(spec.factorization, spec.factors, end.factors, initial_sign, state.step)
-    return trajectory, Witness(rows.witness, run)
+    return trajectory, Witness(rows.witness, run, rows.noise)
 
 
 # Losses this near, relatively, are the same level.

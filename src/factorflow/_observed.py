@@ -1,5 +1,7 @@
 """What is seen of a state, and measured at a row."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -8,11 +10,12 @@ from factorflow._measure import Measure, Snapshot
 from factorflow._product import Rounding
 from factorflow._spec import RunSpec
 
-__all__ = ["measured", "view"]
+__all__ = ["Measured", "measured", "view"]
 
-# How often counts and signs are read off a product that is rounded anew, and by how many times as
-# much: a long run rounds more often than the few operations behind a number.
-_TOSSES, _LONGER = 12, 64
+# How often numbers are read off a product that is rounded anew: in one reading, one in a hundred of
+# those that rounding decides would look right by accident. Counts and signs have few values, and
+# are read more often and with so many times as much: a long run rounds more than a few operations.
+_DRAWS, _TOSSES, _LONGER = 3, 12, 64
 
 
 def view(
@@ -32,18 +35,36 @@ def view(
     )
 
 
-def measured(spec: RunSpec, located: AbstractState) -> dict[str, jax.Array]:
+class Measured(NamedTuple):
+    """Every measure of a row, and how far rounding once more moves it; nothing in a run itself."""
+
+    values: dict[str, jax.Array]
+    noise: dict[str, jax.Array]
+
+
+def measured(spec: RunSpec, located: AbstractState) -> Measured:
     """Every measure of a row. Counts and signs that rounding tosses like a coin are no numbers."""
-    values = {}
-    first = view(spec, located, spec.rounding)
+    dtype = spec.rounding.dtype
+
+    def drawn(draw: jax.Array) -> dict[str, jax.Array]:
+        # The first draw is none.
+        snapshot = view(spec, located, jnp.where(draw > 0, spec.rounding, 0), draw)
+        return {measure.name: measure(snapshot) for measure in spec.measures}
+
+    draws = jax.vmap(drawn)(jnp.arange(1 + _DRAWS, dtype=dtype))
+    values, noise = {}, {}
     for measure in spec.measures:
-        value = measure(first)
+        read = draws[measure.name]
+        value = read[0]
         if measure.error == "exact":
             tosses = jax.vmap(lambda draw, measure=measure: _tossed(spec, located, measure, draw))
-            same = tosses(jnp.arange(1, _TOSSES + 1, dtype=spec.rounding.dtype)) == value
+            same = tosses(jnp.arange(1, _TOSSES + 1, dtype=dtype)) == value
             value = jnp.where(jnp.all(same, axis=0), value, jnp.nan)
+        else:
+            apart = jnp.where(read == value, 0, jnp.abs(read - value))
+            noise[measure.name] = jnp.max(apart, axis=0)
         values[measure.name] = value
-    return values
+    return Measured(values, noise)
 
 
 def _tossed(spec: RunSpec, located: AbstractState, measure: Measure, draw: jax.Array) -> jax.Array:

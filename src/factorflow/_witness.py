@@ -27,10 +27,14 @@ _WATCHED_DIM = 64
 
 
 class Witness(eqx.Module):
-    """The record: `rows` holds an array per name with rows first, `run` a scalar per name."""
+    """The record: `rows` holds an array per name with rows first, `run` a scalar per name.
+
+    `noise`, by measure, is how far rounding moves it: in companions only, and no exact one.
+    """
 
     rows: dict[str, Any]
     run: dict[str, Any]
+    noise: dict[str, Any] = eqx.field(default_factory=dict)
 
 
 def witness_row(
@@ -136,7 +140,12 @@ def _largest(matrices: Any, zero: jax.Array) -> jax.Array:
 
 
 def _largest_square(factors: Factors) -> jax.Array:
-    return jnp.max(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(factors)]))
+    """In the norm of the gaps that are compared with it: the operator norm, of matrices."""
+    squares = [
+        singular_values(leaf)[0] ** 2 if leaf.ndim == 2 else jnp.sum(leaf**2)
+        for leaf in jax.tree.leaves(factors)
+    ]
+    return jnp.max(jnp.stack(squares))
 
 
 def _smallest_square(fz: AbstractFactorization, factors: Factors, unknown: jax.Array) -> jax.Array:

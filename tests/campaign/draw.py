@@ -352,8 +352,8 @@ def _observe(rng, structure: Structure, loss: float, unit: float, size: float, s
     steps = 10_000 if structure.descends else 250 if charted else 2_000
     if structure.observed == "time":
         times = np.sort(unit * 10 ** rng.uniform(-1, 0.7, ROWS))
-        # What a run does after its rows, at rest most often, is not judged; nor is it worth while to
-        # come to rows at rest by hundreds of stages a step.
+        # What a run does after its rows, at rest most often, is not judged; nor is it worth while
+        # to come to rows at rest by hundreds of stages a step.
         steps = min(steps, 500) if structure.dynamics == "Stabilized" else steps
         return ff.AtTimes(times), ff.Stop(max_time=float(times[-1]), max_steps=steps)
     if structure.observed == "step":

@@ -31,6 +31,13 @@ class AbstractState(eqx.Module):
     def stats(self) -> dict[str, Any]:
         """Counters worth reporting."""
 
+    def elapsed(self, before: "AbstractState") -> FloatScalar:
+        """The time since an earlier state in the same step, or at the end of the one before.
+
+        Those whose steps may be shorter than the distance of two times know it better.
+        """
+        return self.time - before.time
+
 
 class AbstractDynamics(eqx.Module):
     """How factors move: discrete descent or continuous flow.

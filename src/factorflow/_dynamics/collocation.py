@@ -47,6 +47,7 @@ class CollocationState(AbstractState):
     # The length of that step, and what the sum of all lengths has lost to rounding: after a plateau
     # of 1e20 units of time, steps of length one still lead on.
     span: FloatScalar
+    part: FloatScalar  # of that length, up to here
     lost: FloatScalar
     stages: FloatArray
     predictable: BoolScalar
@@ -54,6 +55,10 @@ class CollocationState(AbstractState):
     rejected: IntScalar
     iterations: IntScalar
     energy_defect: FloatScalar
+
+    def elapsed(self, before: AbstractState) -> FloatScalar:
+        assert isinstance(before, CollocationState)
+        return self.part - jnp.where(self.step == before.step, before.part, 0)
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -136,6 +141,7 @@ class CollocationFlow(AbstractDynamics):
             previous=position,
             previous_time=zero,
             span=zero,
+            part=zero,
             lost=zero,
             stages=jnp.broadcast_to(position.y, (self.stages, *position.y.shape)),
             predictable=jnp.asarray(False),
@@ -213,6 +219,7 @@ class CollocationFlow(AbstractDynamics):
             previous=state.position,
             previous_time=state.time,
             span=state.size,
+            part=state.size,
             lost=gained - (time - state.time),
             stages=step.stages,
             predictable=position.kind == kind,
@@ -298,10 +305,11 @@ class CollocationFlow(AbstractDynamics):
         beginning, end = share <= 0, share >= 1
         position = at(share)
         there = eqx.tree_at(
-            lambda s: (s.time, s.loss, s.position),
+            lambda s: (s.time, s.part, s.loss, s.position),
             state,
             (
                 jnp.where(beginning, state.previous_time, state.previous_time + share * span),
+                share * span,
                 found,
                 position,
             ),

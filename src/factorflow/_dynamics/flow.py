@@ -30,8 +30,8 @@ class FlowState(AbstractState):
     """Position `y` and everything needed to go on, or to step again from the step before.
 
     After a long plateau steps may be shorter than the distance between two representable times.
-    Flows do not ask what time it is: `span` is the length of the last step, `size` that of the
-    next, and `lost` what rounding has left out of `time`.
+    Flows do not ask what time it is: `span` is the length of the last step, `part` that of its part
+    up to here, `size` that of the next, and `lost` what rounding has left out of `time`.
     """
 
     step: IntScalar
@@ -43,12 +43,17 @@ class FlowState(AbstractState):
     lost: FloatScalar
     size: FloatScalar
     span: FloatScalar
+    part: FloatScalar
     previous_time: FloatScalar
     previous_loss: FloatScalar
     previous_y: Any
     made_jump: jax.Array
     solver_state: Any
     controller_state: Any
+
+    def elapsed(self, before: AbstractState) -> FloatScalar:
+        assert isinstance(before, FlowState)
+        return self.part - jnp.where(self.step == before.step, before.part, 0)
 
     def stats(self) -> dict[str, Any]:
         stats = {"num_steps": self.step, "num_rejected": self.rejected}
@@ -88,6 +93,7 @@ class Integrator(eqx.Module):
             lost=zero,
             size=jnp.asarray(size),
             span=zero,
+            part=zero,
             previous_time=zero,
             previous_loss=loss,
             previous_y=y,
@@ -157,6 +163,7 @@ class Integrator(eqx.Module):
             lost=jnp.where(keep, gained - (time - state.time), state.lost),
             size=size,
             span=jnp.where(keep, state.size, state.span),
+            part=jnp.where(keep, state.size, state.span),
             previous_time=jnp.where(keep, state.time, state.previous_time),
             previous_loss=jnp.where(keep, state.loss, state.previous_loss),
             previous_y=where(keep, state.y, state.previous_y),
@@ -178,8 +185,9 @@ class Integrator(eqx.Module):
         """The state at a time within the last step, by stepping again at the solver's order."""
         time = jnp.clip(time, state.previous_time, state.time)
         part = jnp.clip(time - state.previous_time, 0, state.span)
-        y = self._restep(state, jnp.where(time < state.time, part, state.span))
-        return self._moved(state, time, y, self.loss(y))
+        part = jnp.where(time < state.time, part, state.span)
+        y = self._restep(state, part)
+        return self._moved(state, time, part, y, self.loss(y))
 
     def at_loss(self, state: FlowState, level: FloatScalar) -> FlowState:
         """The state within the last step where the loss equals `level`, to rounding.
@@ -241,9 +249,10 @@ class Integrator(eqx.Module):
         # A level at or above the loss before the step is the state before the step.
         early = level >= state.previous_loss
         time = jnp.where(early, state.previous_time, time)
+        part = jnp.where(early, 0, part)
         loss = jnp.where(early, state.previous_loss, loss)
         y = where(early, state.previous_y, y)
-        return self._moved(state, time, y, loss)
+        return self._moved(state, time, part, y, loss)
 
     def _restep(self, state: FlowState, part: FloatScalar) -> Any:
         """Where the last step was after this part of its length."""
@@ -258,8 +267,11 @@ class Integrator(eqx.Module):
             y, *_ = solver.step(terms, start, part, before, None, state.solver_state, jump)
         return where(part <= 0, state.previous_y, y)
 
-    def _moved(self, state: FlowState, time: FloatScalar, y: Any, loss: FloatScalar) -> FlowState:
-        return eqx.tree_at(lambda s: (s.time, s.y, s.loss), state, (time, y, loss))
+    def _moved(
+        self, state: FlowState, time: FloatScalar, part: FloatScalar, y: Any, loss: FloatScalar
+    ) -> FlowState:
+        fields = (time, part, y, loss)
+        return eqx.tree_at(lambda s: (s.time, s.part, s.y, s.loss), state, fields)
 
     def _error_order(self, terms: diffrax.ODETerm) -> Any:
         # `None` is for solvers of stochastic equations of unknown order, which these are not.

@@ -46,9 +46,9 @@ class Measure:
     - `summary`: one line with the formula.
     - `citation`: where it was introduced, or `None` for textbook quantities.
     - `error`: what its error is relative to where certificates compare it: `"own"`, each value
-        itself; `"product"`, the largest entry of the product; `"factors"`, the largest squared norm
-        of a factor; `"unit"`, 1; `"logarithm"`, the larger of 1 and the value; `"exact"`, counts
-        and signs, which must be equal.
+        itself; `"product"`, the largest entry of the product; `"factors"`, the largest squared
+        (operator) norm of a factor; `"unit"`, 1; `"logarithm"`, the larger of 1 and the value;
+        `"exact"`, counts and signs, which must be equal.
     """
 
     name: str
