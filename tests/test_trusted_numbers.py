@@ -246,3 +246,32 @@ def test_the_error_of_a_measure_is_relative_to_what_it_declares(name, ours, othe
     run, other = lane(2.0, **{name: ours}), lane(2.0, **{name: others})
     found = compare("companion_error", run, other, measures, (1, 1))
     assert found.measures[name][0] == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "noise", "error"),
+    [
+        ("loss", 1e-16, 5e-17, 0.5),
+        ("log_singular_values", [0.1, -100.0], [0.0, 7.0], 0.07),
+        ("balancedness_gap", 1e-3, 1e-3, 1e-3 / 4),
+    ],
+)
+def test_what_rounding_moves_in_a_companion_is_an_error_where_two_agree(name, value, noise, error):
+    run, other = lane(2.0, **{name: value}), lane(2.0, **{name: value})
+    other.witness.noise[name] = np.asarray([noise])
+    found = compare("companion_error", run, other, as_measures([name]), (1, 1))
+    assert found.measures[name][0] == pytest.approx(error)
+
+
+def test_a_loss_that_rounding_decides_is_not_trusted():
+    """A residual of 1e-11 beside an entry of 5: known to 1e-4, in whatever runs agree on it."""
+    problem, fz = ff.Completion((1, 2), [[0, 0], [0, 1]], [5.0, 1.0]), ff.DeepMatrix((1, 2), 1)
+    for seed in range(5):
+        start = (5 * jax.random.normal(jax.random.key(seed), (1, 2)),)
+        run = ff.simulate(
+            problem, fz, ff.GradientFlow(), start, measures=["loss", "product"],
+            observe=ff.AtTimes([5.0, 27.0]), stop=ff.Stop(max_time=27.0),
+        )  # fmt: skip
+        assert run.certificate.trusted[0]
+        assert not run.certificate.trusted_measures["loss"][1]
+        assert run.certificate.trusted_measures["product"].all()

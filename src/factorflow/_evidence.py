@@ -277,9 +277,9 @@ def _beyond_horizon(spec: RunSpec, rows) -> np.ndarray:
 def _unresolved_energy(spec: RunSpec, rows, times) -> np.ndarray:
     r"""The part of the energy defect that rounding makes, where the chart has no residuals.
 
-    Observed entries round by eps times their size; the dissipation multiplies the square of that
-    by its largest weight, $L \sigma_1^{2 - 2/L}$. In the residual chart nothing cancels; it holds
-    to the end where the first entry is unbounded.
+    Observed entries round by eps times their size, which moves a loss by that over the residual;
+    the dissipation multiplies the square of that by its largest weight, $L \sigma_1^{2 - 2/L}$. In
+    the residual chart nothing cancels; it holds to the end where the first entry is unbounded.
     """
     fz, parameters = spec.factorization, razin_cohen_parameters(spec.problem)
     if not isinstance(fz, DeepMatrix):
@@ -289,10 +289,15 @@ def _unresolved_energy(spec: RunSpec, rows, times) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         weight = fz.depth * entries ** (2 - 2 / fz.depth)
         unresolved = weight * np.asarray(times) * rounding**2 / rows["loss"]
+        unresolved = unresolved + 2 * rounding * np.sqrt(_observed_count(spec) / rows["loss"])
     if spec.dynamics.integrator_name != "spectral" or parameters is None or parameters[3] != 0:
         return unresolved
     _, z, z_prime, _ = parameters
     return np.where(np.where(rows["sign"] < 0, -1, 1) * z * z_prime > 0, 0, unresolved)
+
+
+def _observed_count(spec: RunSpec) -> int:
+    return np.size(getattr(spec.problem, "values", np.ones(1)))
 
 
 def _observed_size(spec: RunSpec) -> float:

@@ -59,3 +59,12 @@ def test_rounding_reaches_what_the_composed_product_hides():
     np.testing.assert_allclose(first, 1, rtol=3e-15)
     dense = product.rounded(Rounding(size, 0)).dense()
     assert 0 < np.max(np.abs(dense - product.dense())) < 5e-15
+
+
+def test_a_single_factor_is_rounded_entry_by_entry(dtype):
+    """No entry of a flow without hidden layers knows of the others."""
+    matrix = np.asarray([[1.0, 1e-12], [1e-15, 1e-20]], dtype)
+    product = Factored(ff.DeepMatrix((2, 2), depth=1), (jnp.asarray(matrix),))
+    size = jnp.asarray(1e-3, dtype)
+    changed = np.asarray(product.rounded(Rounding(size, 1)).dense()) / matrix - 1
+    assert np.all((np.abs(changed) <= 1.001e-3) & (changed != 0))

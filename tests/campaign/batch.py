@@ -17,7 +17,7 @@ __all__ = ["Batch", "run_structure"]
 
 # Runs are followed this many at a time, by one compilation for each way to follow them, until the
 # structure has had its seconds of processor time: large ones do not keep the campaign from others.
-_PORTION, _SECONDS, _MOST = 16, 75.0, 960
+_PORTION, _SECONDS, _MOST = 16, 75.0, 320
 # Every so many runs the reference is itself checked, by another one.
 _CHECKED = 12
 

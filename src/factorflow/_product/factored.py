@@ -4,6 +4,7 @@ import dataclasses
 from typing import Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
 
 from factorflow._product.base import AbstractProduct
 from factorflow._product.rounding import Rounding
@@ -47,6 +48,11 @@ class Factored(AbstractProduct):
         return log_determinant(self._chain())
 
     def rounded(self, rounding: Rounding) -> "Factored":
+        leaves, structure = jax.tree.flatten(self.factors)
+        if len(leaves) == 1:
+            # A single factor is the product: no entry rounds others, and nothing is composed.
+            factors = jax.tree.unflatten(structure, [rounding.of(leaves[0], 1, entrywise=True)])
+            return dataclasses.replace(self, factors=factors)
         moved = super().rounded(rounding)
         assert isinstance(moved, Factored)
         return dataclasses.replace(moved, rounding=rounding)
