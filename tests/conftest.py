@@ -65,7 +65,6 @@ LONGEST = [
     "papers/test_li_luo_lyu_2021.py",
     "test_trusted_numbers.py",
     "test_certificate.py",
-    "test_certificate_at_random.py",
     "_dynamics/test_certified_flows.py",
     "_dynamics/test_oracle.py",
     "_dynamics/charts/test_balanced_2x2.py",
