@@ -69,12 +69,12 @@ def test_readings_are_the_integrals_of_the_logarithm():
         assert spread < 0.2 * width
 
 
-def two_plateaus(second: float) -> tuple[Clock, State]:
-    """One of 1e24 units at the start's loss, and another at 5% of it, in steps of 2% of the time
-    that is left until the loss falls, or that has passed since."""
+def two_plateaus(second: float, steps: int = 200) -> tuple[Clock, State]:
+    """One of 1e24 units at the start's loss, and another at 5% of it, in steps of 3.5% of the time
+    that has passed on it."""
     spans, losses, loss = [1e24], [1 - 1e-6], 1.0
     for low, duration in ((0.05, 1.0), (1e-3, second)):
-        gone = np.geomspace(1e-3, 1, 200) * duration
+        gone = np.geomspace(1e-3, 1, steps) * duration
         spans += [*np.diff(gone, prepend=0.0)]
         # Most of the fall comes in the last part of it.
         share = np.clip((gone / duration - 0.8) / 0.2, 0, 1)
@@ -93,9 +93,11 @@ def test_a_plateau_is_seen_however_long_the_one_before_it():
     apart = (np.abs(first["clock"] - second["clock"]) - open_)[known]
     # A tenth and more of the time, over a cell of a quarter of a halving or half of one.
     assert apart.max() > 0.1 * 0.25 * np.log(1.2)
-    # Neither differs from itself.
-    same = read(two_plateaus(1e7)[0], end, end)
-    assert np.array_equal(first["clock"], same["clock"])
+    # Of the same run in steps half as long nothing is apart that is not open.
+    finer, there = two_plateaus(1e7, 400)
+    again = read(finer, there, there)
+    open_ = first["clock_spread"] + again["clock_spread"]
+    assert np.all(np.abs(first["clock"] - again["clock"]) <= open_)
 
 
 def test_a_row_within_a_step_has_part_of_its_readings():
@@ -115,3 +117,16 @@ def test_a_row_within_a_step_has_part_of_its_readings():
     open_ = found["clock_spread"] + expected["clock_spread"]
     assert np.all(np.abs(found["clock"] - expected["clock"]) <= open_ + 1e-5)
     assert np.sum((found["clock_weight"] > 0) & (open_ < 0.03)) >= 6
+
+
+@pytest.mark.parametrize("fall", [0.1, 0.2, 0.5, 0.9])
+def test_a_long_first_step_is_counted_cell_by_cell(fall):
+    """An exponential of this many halvings in one step, beside the same in a thousand."""
+    one, end = after([1.0], [2.0**-fall])
+    times = np.linspace(1e-3, 1, 1000)
+    many, there = after(np.diff(times, prepend=0.0), 2 ** (-fall * times))
+    first, second = read(one, end, end), read(many, there, there)
+    open_ = first["clock_spread"] + second["clock_spread"]
+    assert np.all(np.abs(first["clock"] - second["clock"]) <= open_)
+    # The first cell is not left open altogether.
+    assert open_[0] < 0.3 * 0.125

@@ -275,3 +275,17 @@ def test_a_loss_that_rounding_decides_is_not_trusted():
         assert run.certificate.trusted[0]
         assert not run.certificate.trusted_measures["loss"][1]
         assert run.certificate.trusted_measures["product"].all()
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.033, 0.037])
+def test_the_last_row_of_descent_at_times_has_companions(rate):
+    """The limit of time that ends a run lies before its row, and before that of half the steps."""
+    problem, fz = ff.razin_cohen_problem(), ff.DeepMatrix((2, 2), depth=2)
+    start = ff.Balanced(product_scale=0.1, determinant="positive")(fz, jax.random.key(0))
+    run = ff.simulate(
+        problem, fz, ff.GradientDescent(rate), start, measures=["product"], certify="full",
+        observe=ff.AtTimes([0.5, 1.0]), stop=ff.Stop(max_time=1.0),
+    )  # fmt: skip
+    assert run.reached.all()
+    assert "unconfirmed" not in run.certificate.doubts
+    assert np.isfinite(run.certificate.evidence["flow_error"])

@@ -76,7 +76,7 @@ class Certificate(eqx.Module):
     step), and the largest relative distance of the rows from each companion that ran, compared
     with `tolerance`: `companion_error` (another tolerance or half the step, from a start perturbed
     like rounding), `wider_dtype_error` (double precision), `flow_error` (descent against the
-    certified flow); `companion_time_error` and `measure_error`, the largest of any of them.
+    flow); `companion_time_error` and `measure_error`, the largest of any of them.
     `failure_probability` is that of an error of twice the tolerance that the comparison of a large
     product by random projections misses, 0 where all entries are compared.
     NaN stands for what was not measured.

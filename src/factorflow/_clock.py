@@ -90,8 +90,12 @@ class Clock(eqx.Module):
         mean, width = _logarithms(begin, end, middle)
         open_ = vague * width + 2 * off / jnp.where(end > 0, end, 1)
         known = (begin > 2 * off) & (fall >= 0)  # a loss that rises is rounding, or no flow
-        at_start = (begin <= 0) & (off <= 0)
-        open_ = jnp.where(known, open_, jnp.where(at_start, _FIRST_STEP, _UNKNOWN))
+        open_ = jnp.where(known, open_, _UNKNOWN)
+        # The first step begins at time zero, in proportion to which the loss then falls.
+        at_start = (begin <= 0) & (off <= 0) & (fall >= 0)
+        half = part / (2 * jnp.where(fall == 0, 1, fall))
+        mean = jnp.where(at_start, _mean_logarithm(span * (middle - half), span * half * 2), mean)
+        open_ = jnp.where(at_start, _FIRST_STEP, open_)
         return Clock(
             mean=self.mean + part * mean,
             spread=self.spread + jnp.abs(part) * open_,
@@ -134,10 +138,19 @@ def _cell_before(values: jax.Array) -> jax.Array:
 
 
 def _logarithms(begin: jax.Array, end: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of time at the middle, and how much it grows from `begin` to `end`."""
+    """The logarithm of time at the middle, and how much it grows on the way to `end`."""
     last = jnp.log(jnp.where(end > 0, end, 1))
     first = jnp.log(jnp.where(begin > 0, begin, 1))
     width = jnp.where(begin > 0, last - first, 0)
-    # From zero on in proportion to time, whose logarithm has this mean.
-    mean = jnp.where(begin > 0, first + width * middle, last - 1)
-    return jnp.where(end > 0, mean, 0), width
+    return first + width * middle, width
+
+
+def _mean_logarithm(begin: jax.Array, width: jax.Array) -> jax.Array:
+    """From `begin` to `begin + width`, both 0 or more."""
+
+    def times_logarithm(time: jax.Array) -> jax.Array:
+        return jnp.where(time > 0, time * jnp.log(jnp.where(time > 0, time, 1)), 0)
+
+    begin = jnp.maximum(begin, 0)
+    change = times_logarithm(begin + width) - times_logarithm(begin)
+    return jnp.where(width > 0, change / jnp.where(width > 0, width, 1) - 1, 0)

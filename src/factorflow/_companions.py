@@ -50,7 +50,8 @@ def at_once(spec: RunSpec) -> list[Companion]:
     cheap = spec.dynamics.companion()
     if cheap is None or spec.observed_at in ("step", "end"):
         return []
-    beside = Companion("companion_error", _with(spec, cheap))
+    ended = dataclasses.replace(_with(spec, cheap), goes_on=jnp.zeros_like(spec.goes_on))
+    beside = Companion("companion_error", ended)
     return [_moved(beside, _FIRST, way) for way in _ways(spec)]
 
 
@@ -146,16 +147,20 @@ def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
     given: Any = spec.stop.max_steps  # a number, or an array in a prepared run
     most = min(max(int(given), _MORE_STEPS * steps + _FEW_STEPS), _MOST_STEPS)
     stop = eqx.tree_at(lambda s: s.max_steps, spec.stop, jnp.asarray(most, jnp.int32))
+    if observed_at != "end":
+        # Its last row ends it. A limit that has ended the run might come before.
+        stop = _moot(stop)
     limited = spec.limited
     if not spec.dynamics.continuous:
-        # Descent passes levels; its rows lie where it then was, which may be below the level that
-        # has ended it.
-        stop = spec.stop
-        if observed_at == "loss":
+        # Descent passes levels; its rows lie where it then was.
+        if observed_at == "end":
+            stop = spec.stop
+        elif observed_at == "loss":
             levels = np.asarray(run.witness.rows["loss"])
-            stop = _lowered(stop, levels[np.flatnonzero(rows.reached)[-1]])
         elif observed_at == "time":
-            levels = np.asarray(rows.times)
+            # A quarter of a step before: sums round, and may be of twice as many steps.
+            quarter = 0.25 / np.maximum(np.asarray(rows.steps), 1)
+            levels = np.asarray(rows.times) * (1 - quarter)
     elif observed_at == "step" or (
         observed_at == "end"
         and result_name(rows.result) not in ("loss_reached", "time_limit_reached")
@@ -176,11 +181,15 @@ def _at_rows(spec: RunSpec, run: Lane) -> RunSpec:
         )
 
 
-def _lowered(stop: Stop, loss: Any) -> Stop:
-    given: Any = stop.loss
-    if given is None:
-        return stop
-    return eqx.tree_at(lambda s: s.loss, stop, jnp.minimum(given, jnp.asarray(loss, given.dtype)))
+def _moot(stop: Stop) -> Stop:
+    """Without limits but that of steps; those that are given stay, as numbers never met."""
+    found = stop
+    for name, never in (("loss", 0.0), ("gradient_norm", 0.0), ("max_time", np.inf)):
+        given: Any = getattr(stop, name)
+        if given is not None:
+            value = jnp.full_like(given, never)
+            found = eqx.tree_at(lambda s, name=name: getattr(s, name), found, value)
+    return found
 
 
 def _filled(levels: np.ndarray, reached: Any) -> np.ndarray:
@@ -194,12 +203,7 @@ def _twice_the_steps(spec: RunSpec) -> RunSpec:
     stop: Any = spec.stop
     most = jnp.minimum(stop.max_steps, _MOST_STEPS // 2) * 2
     doubled = eqx.tree_at(lambda s: s.max_steps, stop, most)
-    levels = spec.levels
-    if spec.observed_at == "step":
-        levels = 2 * levels
-    elif spec.observed_at == "time":
-        # Twice as many additions round differently: the step meant is not to be missed by that.
-        levels = levels * (1 - 1e3 * jnp.finfo(levels.dtype).eps)
+    levels = 2 * spec.levels if spec.observed_at == "step" else spec.levels
     return eqx.tree_at(lambda s: (s.stop, s.levels), spec, (doubled, levels))
 
 

@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
     - `time`: relative.
     - `measures`: of every measure, as its kind of error says.
     - `clock`: between the readings of their clocks, beyond what their steps leave open, in the
-        halving of the loss where it is largest.
+        cell of the loss where it is largest.
     - `apart`: whether the two are as far apart in what gradient flow conserves as the run has
         drifted: a companion that agrees all the same shows that this drift decides nothing.
     - `on_a_set`: whether both lie on an invariant set to the last bit, see `on_a_set`.
@@ -100,7 +100,7 @@ def _clocks(run: Lane, companion: Lane) -> Rows:
     (one, first, weight), (two, second, other) = (
         [np.asarray(lane.witness.rows[name], float) for name in names] for lane in (run, companion)
     )
-    # In the halving in which only one of the two still is, its clock is ahead.
+    # In the cell in which only one of the two still is, its clock is ahead.
     both = np.abs(weight - other) <= _SAME_WEIGHT
     return np.max(np.where(both, np.abs(one - two) - first - second, 0), axis=1)
 

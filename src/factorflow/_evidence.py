@@ -289,7 +289,8 @@ def _unresolved_energy(spec: RunSpec, rows, times) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         weight = fz.depth * entries ** (2 - 2 / fz.depth)
         unresolved = weight * np.asarray(times) * rounding**2 / rows["loss"]
-        unresolved = unresolved + 2 * rounding * np.sqrt(_observed_count(spec) / rows["loss"])
+        digit = np.finfo(entries.dtype).eps * np.maximum(entries, _observed_size(spec))
+        unresolved = unresolved + 2 * digit * np.sqrt(_observed_count(spec) / rows["loss"])
     if spec.dynamics.integrator_name != "spectral" or parameters is None or parameters[3] != 0:
         return unresolved
     _, z, z_prime, _ = parameters

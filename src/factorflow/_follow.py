@@ -81,7 +81,7 @@ def proceeded(spec: RunSpec, run: _Run, budget: jax.Array) -> _Run:
 
     A loop over rows around a loop of steps, which runs while any lane needs it, and a lane that
     does not is left unchanged by its dynamics: cheaper than `vmap` of a loop, which would copy and
-    select every array of the state at every step. Measures are evaluated once per row, outside any
+    select every array of the state at every step. Measures are evaluated at rows only, outside any
     batched branch, because batched branches run both sides. Where the work is interrupted changes
     no bit of it.
     """

@@ -55,7 +55,7 @@ def witness_row(
         drift = _largest([a - b for a, b in zip(now, before, strict=True)], zero)
         smallest = _smallest_square(fz, snapshot.factors, smallest)
     if any(measure.error == "factors" for measure in measures):
-        size = _largest_square(snapshot.factors)
+        size = _operator_square(snapshot.factors)
     energy = getattr(state, "energy_defect", jnp.full((), jnp.nan, loss.dtype))
     seen, corner, largest = _seen(snapshot)
     return {
@@ -140,6 +140,10 @@ def _largest(matrices: Any, zero: jax.Array) -> jax.Array:
 
 
 def _largest_square(factors: Factors) -> jax.Array:
+    return jnp.max(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(factors)]))
+
+
+def _operator_square(factors: Factors) -> jax.Array:
     """In the norm of the gaps that are compared with it: the operator norm, of matrices."""
     squares = [
         singular_values(leaf)[0] ** 2 if leaf.ndim == 2 else jnp.sum(leaf**2)

@@ -66,5 +66,28 @@ def test_a_single_factor_is_rounded_entry_by_entry(dtype):
     matrix = np.asarray([[1.0, 1e-12], [1e-15, 1e-20]], dtype)
     product = Factored(ff.DeepMatrix((2, 2), depth=1), (jnp.asarray(matrix),))
     size = jnp.asarray(1e-3, dtype)
-    changed = np.asarray(product.rounded(Rounding(size, 1)).dense()) / matrix - 1
+    changed = np.asarray(product.rounded(Rounding(size, 1, True)).dense()) / matrix - 1
     assert np.all((np.abs(changed) <= 1.001e-3) & (changed != 0))
+
+
+class _Square(ff.DeepMatrix):
+    """One factor whose product is its square."""
+
+    def compose(self, factors):
+        return factors[0] @ factors[0]
+
+    def matrix_chain(self, factors):
+        return factors[0], factors[0]
+
+
+def test_a_factor_that_is_not_the_product_is_rounded_with_it(dtype):
+    matrix = jnp.asarray(np.diag([1.0, 1e-7]), dtype)
+    size = jnp.asarray(1e-3, dtype)
+    for product in (
+        Factored(_Square((2, 2), depth=1), (matrix,)),
+        # And one whose entries the loss mixes.
+        Factored(ff.DeepMatrix((2, 2), depth=1), (matrix,)),
+    ):
+        separate = product.factorization.__class__ is _Square
+        changed = np.asarray(product.rounded(Rounding(size, 1, separate)).dense())
+        assert abs(changed[0, 1]) > 1e-6

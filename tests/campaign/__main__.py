@@ -10,7 +10,7 @@ import time
 from campaign.report import Report
 from campaign.work import work
 
-# Seconds of its own that a structure may take before it counts as hung.
+# Seconds of its own that a portion of a structure's runs may take before it counts as hung.
 _HUNG = 500.0
 # Workers that end like this one after another have a common cause.
 _MOST_DEATHS = 3
@@ -20,13 +20,15 @@ _BEGIN, _END = "<!-- campaign -->", "<!-- end of campaign -->"
 
 
 class _Worker:
-    def __init__(self, seed: int, numbers: list[int]):
+    def __init__(self, seed: int, numbers: list[int], seconds: float):
         context = multiprocessing.get_context("spawn")
         self.channel, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(seed, numbers, theirs), daemon=True)
+        self.process = context.Process(
+            target=work, args=(seed, numbers, seconds, theirs), daemon=True
+        )
         self.process.start()
         theirs.close()
-        self.number, self.used = numbers[0], 0.0
+        self.number, self.used, self.about = numbers[0], 0.0, ""
 
     def seconds(self) -> float:
         """Of processor time, where the system tells; a loaded machine is no hang."""
@@ -52,7 +54,7 @@ def _campaign(arguments) -> Report:
         nonlocal number
         numbers = list(range(number, number + _STRUCTURES))
         number += _STRUCTURES
-        return _Worker(arguments.seed, numbers)
+        return _Worker(arguments.seed, numbers, arguments.seconds)
 
     def enough() -> bool:
         over = arguments.runs is not None and report.counts["runs"] >= arguments.runs
@@ -80,16 +82,12 @@ def _campaign(arguments) -> Report:
                     continue
                 if kind == "began":
                     worker.number, worker.used = value, worker.seconds()
-                elif kind == "done":
-                    deaths = 0
+                elif kind == "portion":
+                    deaths, worker.about, worker.used = 0, value.structure, worker.seconds()
                     for line in report.add(value):
                         print(line, flush=True)
-                    seconds = ", ".join(f"{s:.0f}" for s in value.seconds)
-                    print(
-                        f"# {report.counts['runs']} runs; {value.structure.number}: "
-                        f"{value.structure} ({seconds} s)",
-                        flush=True,
-                    )
+                elif kind == "done":
+                    print(f"# {report.counts['runs']} runs; {value}: {worker.about}", flush=True)
                 else:
                     worker.stop()
                     workers[place] = fresh()
@@ -99,7 +97,7 @@ def _campaign(arguments) -> Report:
     return report
 
 
-def _alone(seed: int, name: str) -> Report:
+def _alone(seed: int, name: str, seconds: float) -> Report:
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -107,16 +105,16 @@ def _alone(seed: int, name: str) -> Report:
     from campaign.draw import draw_structure
 
     number, _, index = name.partition(".")
-    batch = run_structure(seed, draw_structure(seed, int(number)), int(index) if index else None)
-    report = Report()
-    for line in report.add(batch):
-        print(line)
-    for run in batch.judgements:
-        for row in run.rows:
-            errors = ", ".join(f"{n} {e:.1e}" for n, e in row.errors.items())
-            print(f"{run.name} row {row.index}: {row.doubt}; {errors} {row.why}")
-    for name, message in batch.refused.items():
-        print(f"REFUSED {name}: {message}")
+    report, of = Report(), draw_structure(seed, int(number))
+    for batch in run_structure(seed, of, seconds, int(index) if index else None):
+        for line in report.add(batch):
+            print(line)
+        for run in batch.judgements:
+            for row in run.rows:
+                errors = ", ".join(f"{n} {e:.1e}" for n, e in row.errors.items())
+                print(f"{run.name} row {row.index}: {row.doubt}; {errors} {row.why}")
+        for name, message in batch.refused.items():
+            print(f"REFUSED {name}: {message}")
     return report
 
 
@@ -136,12 +134,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=int, help="end after this many runs, too")
+    parser.add_argument("--seconds", type=float, default=75, help="of a processor, per structure")
     parser.add_argument("--first", type=int, default=0, help="the first structure's number")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="one run or structure, as it is printed: 17.4 or 17")
     parser.add_argument("--markdown", type=pathlib.Path, help="a page to write the table into")
     arguments = parser.parse_args()
-    report = _alone(arguments.seed, arguments.only) if arguments.only else _campaign(arguments)
+    if arguments.only:
+        report = _alone(arguments.seed, arguments.only, arguments.seconds)
+    else:
+        report = _campaign(arguments)
     print()
     print(report.summary())
     if arguments.markdown:

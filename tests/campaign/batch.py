@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -17,13 +17,13 @@ __all__ = ["Batch", "run_structure"]
 
 # Runs are followed this many at a time, by one compilation for each way to follow them, until the
 # structure has had its seconds of processor time: large ones do not keep the campaign from others.
-_PORTION, _SECONDS, _MOST = 16, 75.0, 320
+_PORTION, _MOST = 16, 320
 # Every so many runs the reference is itself checked, by another one.
 _CHECKED = 12
 
 
 class Batch:
-    """What became of the runs of one structure."""
+    """What became of a portion of the runs of one structure."""
 
     def __init__(self, of: Structure):
         self.structure = of
@@ -31,19 +31,19 @@ class Batch:
         self.refused: dict[str, str] = {}
         self.raised: dict[str, str] = {}
         self.reference_error = 0.0
-        self.seconds = (0.0, 0.0)
 
 
-def run_structure(seed: int, of: Structure, only: int | None = None) -> Batch:
-    batch, began = Batch(of), time.process_time()
-    if only is not None:
-        _portion(seed, batch, [only])
-        return batch
-    for first in range(0, _MOST, _PORTION):
-        _portion(seed, batch, range(first, first + _PORTION))
-        if time.process_time() - began > _SECONDS:
-            break
-    return batch
+def run_structure(
+    seed: int, of: Structure, seconds: float, only: int | None = None
+) -> Iterator[Batch]:
+    """Portions of its runs, as many as it has seconds for, or one run."""
+    began = time.process_time()
+    first = 0
+    while first < _MOST and (first == 0 or time.process_time() - began < seconds):
+        batch = Batch(of)
+        _portion(seed, batch, range(first, first + _PORTION) if only is None else [only])
+        yield batch
+        first += _PORTION if only is None else _MOST
 
 
 def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
@@ -60,7 +60,6 @@ def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
 
 
 def _follow(batch: Batch, of: Structure, runs) -> None:
-    began = time.process_time()
     try:
         stacked = follow_certified([run.spec for run in runs], _PORTION, of.certify)
     except Exception as error:
@@ -68,7 +67,6 @@ def _follow(batch: Batch, of: Structure, runs) -> None:
             batch.raised[run.name] = f"{type(error).__name__}: {str(error)[:200]}"
         return
     lanes = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), stacked) for i in range(len(runs))]
-    followed = time.process_time()
     kind = "loss" if of.observed == "loss" else "time"
     asked, wanted, latest = [], [], []
     for run, lane in zip(runs, lanes, strict=True):
@@ -90,8 +88,9 @@ def _follow(batch: Batch, of: Structure, runs) -> None:
         latest.append(1.05 * np.max(times, initial=0.0) + 1e-300)
     specs = [run.spec for run in runs]
     first = truths(specs, kind, wanted, latest)
+    full = of.certify == "full"
     judged = [
-        judge(run, lane, truth, None, kind, rows)
+        judge(run, lane, truth, None, kind, rows, full)
         for run, lane, truth, rows in zip(runs, lanes, first, asked, strict=True)
     ]
     again = [
@@ -101,7 +100,5 @@ def _follow(batch: Batch, of: Structure, runs) -> None:
         pick = [[values[i] for i in again] for values in (specs, wanted, latest)]
         second = truths(pick[0], kind, pick[1], [1.1 * t for t in pick[2]], second=True)
         for i, other in zip(again, second, strict=True):
-            judged[i] = judge(runs[i], lanes[i], first[i], other, kind, asked[i])
+            judged[i] = judge(runs[i], lanes[i], first[i], other, kind, asked[i], full)
     batch.judgements += judged
-    used = batch.seconds
-    batch.seconds = (used[0] + followed - began, used[1] + time.process_time() - followed)

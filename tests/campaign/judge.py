@@ -51,6 +51,13 @@ class Judgement:
     rows: list[Row]
     ending: str
     steps: int
+    # Whether every companion there is was asked for.
+    full: bool
+
+    @property
+    def asked(self) -> list[Row]:
+        """Rows that were looked at."""
+        return [row for row in self.rows if self.full or row.doubt not in UNASKED]
 
     @property
     def false_trusts(self) -> list[Row]:
@@ -64,8 +71,8 @@ class Judgement:
     def false_doubts(self) -> list[Row]:
         return [
             row
-            for row in self.rows
-            if row.known and not row.trusted and row.doubt not in UNASKED
+            for row in self.asked
+            if row.known and not row.trusted
             and not row.wrong(self.tolerance) and not row.unknown
         ]  # fmt: skip
 
@@ -89,7 +96,7 @@ def compare(name: str, value, truth, factor_size: float) -> float:
     return float(np.max(known)) if known.size else float("nan")
 
 
-def judge(run, lane, truth: Truth, second: Truth | None, kind: str, asked) -> Judgement:
+def judge(run, lane, truth: Truth, second: Truth | None, kind: str, asked, full) -> Judgement:
     """`lane` is the run's trajectory, `asked` the indices of rows the truth was asked for."""
     descends = not run.spec.dynamics.continuous
     certificate = lane.certificate
@@ -141,7 +148,7 @@ def judge(run, lane, truth: Truth, second: Truth | None, kind: str, asked) -> Ju
                 row.why = f"the reference knows {name} to {own:.1g} only"
     return Judgement(
         run.name, run.about, str(lane.stats["integrator"]), tolerance, lane.result_name,
-        int(np.sum(lane.reached)), rows, truth.rows.ending, truth.rows.steps,
+        int(np.sum(lane.reached)), rows, truth.rows.ending, truth.rows.steps, full,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from campaign.batch import Batch
-from campaign.judge import UNASKED, Judgement
+from campaign.judge import Judgement
 
 __all__ = ["Report"]
 
@@ -15,6 +15,7 @@ class Report:
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
+        self.structures: set[int] = set()
         self.by_integrator: dict[str, Counter[str]] = defaultdict(Counter)
         self.worst: dict[str, dict[str, float]] = defaultdict(dict)
         self.doubts: Counter[str] = Counter()
@@ -25,7 +26,7 @@ class Report:
         """Count a batch; the lines to print about it."""
         lines = []
         self.counts["refused"] += len(batch.refused)
-        self.counts["structures"] += 1
+        self.structures.add(batch.structure.number)
         for name, message in batch.raised.items():
             self.counts["raised"] += 1
             lines.append(f"RAISED {name}: {message}")
@@ -40,7 +41,7 @@ class Report:
             counter["runs"] += 1
             counter["rows"] += len(run.rows)
             counter["trusted"] += sum(row.trusted for row in run.rows)
-            counter["unconfirmed"] += sum(row.doubt in UNASKED for row in run.rows)
+            counter["asked"] += len(run.asked)
         worst = self.worst[f"{run.integrator}, {batch.structure.dtype}"]
         for row in run.rows:
             self.doubts[row.doubt] += 1
@@ -75,9 +76,9 @@ class Report:
 
     def summary(self) -> str:
         c = self.counts
-        asked = c["rows"] - c["unconfirmed"]
+        asked = c["asked"]
         lines = [
-            f"{c['runs']} runs of {c['structures']} structures, {c['refused']} refused, "
+            f"{c['runs']} runs of {len(self.structures)} structures, {c['refused']} refused, "
             f"{c['raised']} raised, {c['hung']} structures hung",
             f"{c['rows']} rows reached, {asked} of them asked about, {c['trusted']} trusted "
             f"({_share(c['trusted'], asked)}), {c['compared']} trusted rows compared",

@@ -5,7 +5,7 @@ import warnings
 __all__ = ["work"]
 
 
-def work(seed: int, numbers: list[int], channel) -> None:
+def work(seed: int, numbers: list[int], seconds: float, channel) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -15,5 +15,7 @@ def work(seed: int, numbers: list[int], channel) -> None:
     warnings.simplefilter("ignore")
     for number in numbers:
         channel.send(("began", number))
-        channel.send(("done", run_structure(seed, draw_structure(seed, number))))
+        for batch in run_structure(seed, draw_structure(seed, number), seconds):
+            channel.send(("portion", batch))
+        channel.send(("done", number))
     channel.send(("idle", None))

@@ -35,7 +35,8 @@ class GradientFlow(AbstractFlow):
     - `rtol`, `atol`: relative and absolute tolerance per step. `None` takes 1e-10, 1e-9 and 1e-12
         for `"spectral"`, `"split"` and `"radau"`, which have no absolute one; for
         diffrax solvers 1e-9 and 1e-11 in double precision, the latter times the root mean square of
-        the start's entries where that is below 1. In single precision 1e-5, and 1e-4 and 1e-6.
+        the start's entries where that is below 1 and not zero. In single precision 1e-5, and 1e-4
+        and 1e-6.
 
     Levels and times are hit exactly. `"spectral"` and `"split"` keep the sign of the determinant by
     construction. Near the solutions of problems whose determinant must not change sign, every

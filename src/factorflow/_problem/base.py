@@ -1,6 +1,7 @@
 """The interface of a problem, and what all problems share."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 
@@ -17,6 +18,9 @@ class AbstractProblem(eqx.Module):
     factorization or a tensor factorization. To add one, subclass, implement `loss` and `resample`,
     and give it a row in the problem tests.
     """
+
+    # Whether the loss is a sum over entries, each of which it moves by that entry alone.
+    separate: ClassVar[bool] = False
 
     shape: eqx.AbstractVar[tuple[int, ...]]
     target: eqx.AbstractVar[FloatArray | None]

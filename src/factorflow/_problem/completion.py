@@ -1,6 +1,7 @@
 """Completion: some entries of a matrix or tensor are observed."""
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -65,6 +66,8 @@ class Completion(AbstractProblem):
 
         ```
     """
+
+    separate: ClassVar[bool] = True
 
     shape: tuple[int, ...] = eqx.field(static=True)
     indices: jax.Array

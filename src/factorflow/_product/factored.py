@@ -49,13 +49,17 @@ class Factored(AbstractProduct):
 
     def rounded(self, rounding: Rounding) -> "Factored":
         leaves, structure = jax.tree.flatten(self.factors)
-        if len(leaves) == 1:
-            # A single factor is the product: no entry rounds others, and nothing is composed.
+        if rounding.separate and len(leaves) == 1 and self._is(leaves[0]):
+            # No entry rounds another.
             factors = jax.tree.unflatten(structure, [rounding.of(leaves[0], 1, entrywise=True)])
             return dataclasses.replace(self, factors=factors)
         moved = super().rounded(rounding)
         assert isinstance(moved, Factored)
         return dataclasses.replace(moved, rounding=rounding)
+
+    def _is(self, factor: FloatArray) -> bool:
+        chain = self._chain()
+        return len(chain) == 1 and chain[0] is factor
 
     def _chain(self) -> tuple[FloatArray, ...]:
         return self.factorization.matrix_chain(self.factors)

@@ -16,10 +16,12 @@ class Rounding(eqx.Module):
 
     - `size`: relative; a few units in the last place.
     - `draw`: which of many.
+    - `separate`: whether the loss moves every entry of the product by that entry alone.
     """
 
     size: jax.Array
     draw: Any
+    separate: bool = eqx.field(static=True, default=False)
 
     def of(self, array: jax.Array, place: int, entrywise: bool = False) -> jax.Array:
         """The array with its entries changed by this share of the largest, or each of its own."""

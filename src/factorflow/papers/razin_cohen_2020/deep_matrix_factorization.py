@@ -219,7 +219,7 @@ FIGURE = Figure(
         "Dash-dotted: the theorem's lower bound 1/r - r, with r the root of twice the loss. Hollow "
         "diamonds: where the published curves end, read off the plot. Pale and dashed: not "
         "gradient flow from that start, because the determinant of balanced factors has changed "
-        "sign or the certified flow is elsewhere."
+        "sign or the flow is elsewhere."
     ),
     experiments=experiments,
     draw=draw,
