@@ -75,7 +75,8 @@ def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], 
     known = spec.dynamics.companion() is not None
     ways = _ways(spec)
     finer = [_moved(one, _FINER, way) for one, _ in again for way in ways] if known else []
-    return finer, [_rounded(companion) for companion, _ in again for _ in ways]
+    # They round as the run does, down to entries that should be zero.
+    return finer, [_rounded(companion, beside=True) for companion, _ in again for _ in ways]
 
 
 def _ways(spec: RunSpec) -> tuple[bool, ...]:
@@ -123,12 +124,12 @@ def _moved(companion: Companion, seed: int, mirrored: bool) -> Companion:
     return Companion(kind, eqx.tree_at(lambda s: s.factors, spec, factors))
 
 
-def _rounded(companion: Companion) -> Companion:
+def _rounded(companion: Companion, beside: bool = False) -> Companion:
     """With products that are rounded once more before they are measured."""
     kind, spec = companion
     dtype = jax.tree.leaves(spec.factors)[0].dtype
     with jax.enable_x64(_is_double(spec)):
-        size = jnp.asarray(_ROUNDING_ULPS * jnp.finfo(dtype).eps, dtype)
+        size = _ROUNDING_ULPS * jnp.asarray([1.0, float(beside)], dtype) * jnp.finfo(dtype).eps
     return Companion(kind, eqx.tree_at(lambda s: s.rounding, spec, size))
 
 

@@ -32,7 +32,7 @@ def view(
         spec.problem,
         product
         if rounding is None
-        else product.rounded(Rounding(rounding, draw, spec.problem.separate)),
+        else product.rounded(Rounding(rounding[0], draw, spec.problem.separate, rounding[1])),
         factorization=spec.factorization,
         factors=lambda: spec.dynamics.factors(spec.problem, spec.factorization, state),
         time=state.time,

@@ -41,6 +41,7 @@ class RunSpec(eqx.Module):
     measures: tuple[Measure, ...] = eqx.field(static=True)
     # Rounding that is added to the product before it is measured, as a share of its largest entry:
     # none but in companions, which show what rounding decides, such as vanishing singular values.
+    # Of each entry where it is known to its own digits, and of the largest all the same.
     rounding: jax.Array
 
     @property
@@ -110,7 +111,7 @@ def prepare(
         limited=limited,
         goes_on=jnp.asarray(limited),
         measures=as_measures(measures),
-        rounding=jnp.zeros((), dtype),
+        rounding=jnp.zeros(2, dtype),
     )
 
 

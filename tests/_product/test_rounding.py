@@ -27,6 +27,8 @@ def test_changes_are_shares_of_the_largest_entry_or_of_each():
     np.testing.assert_allclose(changed, array + 3e-3 * noise, rtol=1e-7)
     own = np.asarray(rounding.of(jnp.asarray(array), 5, entrywise=True))
     np.testing.assert_allclose(own, array * (1 + 1e-3 * noise), rtol=1e-9)
+    both = np.asarray(Rounding(jnp.asarray(1e-3), 2, beside=1e-5).of(jnp.asarray(array), 5, True))
+    np.testing.assert_allclose(both, array * (1 + 1e-3 * noise) + 3e-5 * noise, rtol=1e-9)
 
 
 @pytest.mark.x64
