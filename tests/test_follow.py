@@ -66,6 +66,7 @@ def test_a_run_has_the_same_bits_alone_and_in_any_batch(dynamics):
             assert bits(in_batch) == bits(alone[first + lane]), f"lane {lane} of {width}"
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("shape, rank, widths", [((8, 8, 8), 64, (4, 16)), ((3, 3, 2), 2, (4, 8))])
 def test_a_tensor_has_the_same_bits_alone_and_in_batches(shape, rank, widths):
     # Sums of many numbers over a wide batch, and of few over a narrow one: a compiler may reorder

@@ -21,21 +21,26 @@ def integrator(rate, solver, dtype):
     return Integrator(lambda y: -rate * y, lambda y: half * jnp.sum(y**2), solver, controller, None)
 
 
+@eqx.filter_jit
+def stepped(flow: Integrator, state):
+    return flow.advance(state, jnp.asarray(True))
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_rejected_step_after_a_jump_leaves_the_jump_to_come(name, dtype):
     """Three steps of one field, then a step of another that is far too long."""
     before, after = (integrator(rate, SOLVERS[name], dtype) for rate in (1.0, 30.0))
     state = before.init(jnp.ones(2, dtype))
     while int(state.step) < 3:
-        state = before.advance(state, jnp.asarray(True))
+        state = stepped(before, state)
     longer = jnp.asarray(10, dtype)
     state = eqx.tree_at(lambda s: (s.made_jump, s.size), state, (jnp.asarray(True), longer))
     start, rejected, time = np.asarray(state.y), int(state.rejected), float(state.time)
-    state = after.advance(state, jnp.asarray(True))
+    state = stepped(after, state)
     assert int(state.rejected) == rejected + 1
     assert bool(state.made_jump)
     while int(state.step) < 4:
-        state = after.advance(state, jnp.asarray(True))
+        state = stepped(after, state)
     assert not bool(state.made_jump)
     # The step is one of the new field, within ten local tolerances; of single precision they are
     # a few roundings. The old field's velocity at its beginning would leave a thirtieth of it.
@@ -53,7 +58,7 @@ def test_steps_shorter_than_a_digit_of_time_add_up(name, dtype):
     state = eqx.tree_at(lambda s: s.time, state, late)
     spans = []
     while math.fsum(spans) < 2 * np.spacing(late):
-        before, state = state, flow.advance(state, jnp.asarray(True))
+        before, state = state, stepped(flow, state)
         if int(state.step) > int(before.step):
             spans.append(float(state.span))
     passed = math.fsum(spans)

@@ -269,6 +269,7 @@ def test_order_784_is_prepared_without_its_product(dtype):
         prepare(problem, fz, ff.GradientDescent(1e-5), small, **options)
 
 
+@pytest.mark.x64
 def test_descent_on_entries_alone(dtype):
     """At order 64: what is compiled for a run grows with the order, and at 784 takes minutes."""
     fz, problem = unseeable(64, rank=2)
