@@ -155,7 +155,7 @@ def judge(run, lane, truth: Truth, second: Truth | None, kind: str, asked, full)
 def _errors(lane, index, truth, position, kind, names) -> dict[str, float]:
     factors = truth.rows.factors[position]
     size = max(float(np.linalg.norm(high, 2)) for high, _ in factors)
-    values = measure(truth.problem, factors, truth.balanced, names)
+    values = measure(truth.problem, factors, truth.balanced, names, truth.rank)
     errors = {name: compare(name, lane.measures[name][index], values[name], size) for name in names}
     if kind == "loss":
         errors["time"] = compare("time", lane.times[index], truth.rows.times[position], 1.0)
@@ -165,9 +165,9 @@ def _errors(lane, index, truth, position, kind, names) -> dict[str, float]:
 def _distance(truth: Truth, second: Truth, position: int, kind: str, names) -> dict[str, float]:
     factors = truth.rows.factors[position]
     size = max(float(np.linalg.norm(high, 2)) for high, _ in factors)
-    one = measure(truth.problem, factors, truth.balanced, names)
+    one = measure(truth.problem, factors, truth.balanced, names, truth.rank)
     # The nudge leaves exact balance: what is small is then read from the product.
-    two = measure(second.problem, second.rows.factors[position], truth.balanced, names)
+    two = measure(second.problem, second.rows.factors[position], truth.balanced, names, truth.rank)
     found = {name: compare(name, two[name], one[name], size) for name in names}
     if kind == "loss":
         found["time"] = compare("time", second.rows.times[position], truth.rows.times[position], 1)

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from campaign.exact.balance import balanced
+from campaign.exact.balance import balanced, log_singular_values
 from campaign.exact.measures import product_of
 from campaign.exact.runs import Problem, Rows, follow
 
@@ -16,6 +16,8 @@ __all__ = ["Truth", "exact_start", "problem_of", "truths"]
 _BALANCE_ULPS = 1e2
 # Multiplications that a run may cost, at some 3e-9 seconds for each lane-wide one.
 _BUDGET = 2.5e8
+# Below this share of the largest, singular values of a start are the rounding of 32 digits.
+_RANK = 1e-28
 # A second reference starts this far away, relatively, and takes other steps.
 _NUDGE = 1e-26
 
@@ -27,6 +29,7 @@ class Truth:
     rows: Rows
     balanced: bool
     problem: Problem
+    rank: int | None  # of a balanced start
 
 
 def problem_of(problem) -> Problem:
@@ -49,21 +52,24 @@ def exact_start(factors, eps: float):
     doubles = [np.asarray(factor, float) for factor in factors]
     given = [(w, np.zeros_like(w)) for w in doubles]
     if len(doubles) == 1:
-        return given, False
+        return given, False, None
     gaps = [b.T @ b - a @ a.T for a, b in itertools.pairwise(doubles)]
     gap = max(np.linalg.norm(g, 2) for g in gaps)
     size = max(np.linalg.norm(w, 2) for w in doubles) ** 2
     if gap > _BALANCE_ULPS * eps * size:
-        return given, False
+        return given, False, None
     widths = (doubles[0].shape[1], *(w.shape[0] for w in doubles))
-    return balanced(product_of(given), widths), True
+    product = product_of(given)
+    logs = log_singular_values(product)
+    rank = int(np.sum(logs[0] - logs < -np.log(_RANK)))
+    return balanced(product, widths), True, rank
 
 
 def truths(specs, kind: str, levels, latest, second: bool = False, seed: int = 0) -> list[Truth]:
     """Of runs of one structure; `second` nudges the starts and takes other steps."""
     problems = [problem_of(spec.problem) for spec in specs]
     eps = float(np.finfo(np.asarray(specs[0].factors[0]).dtype).eps)
-    starts, flags = zip(*(exact_start(spec.factors, eps) for spec in specs), strict=True)
+    starts, flags, ranks = zip(*(exact_start(spec.factors, eps) for spec in specs), strict=True)
     depth = len(starts[0])
     size = float(np.mean([high.shape[0] * high.shape[1] for high, _ in starts[0]])) ** 1.5
     cost = (3 * (depth - 1) + 1) * 26**2 / 2 * (size + 4)
@@ -76,7 +82,4 @@ def truths(specs, kind: str, levels, latest, second: bool = False, seed: int = 0
         ]
     options = {"order": 30, "tolerance": 1e-30} if second else {}
     found = follow(problems, list(starts), kind, levels, latest, most, **options)
-    return [
-        Truth(rows, flag, problem)
-        for rows, flag, problem in zip(found, flags, problems, strict=True)
-    ]
+    return [Truth(*parts) for parts in zip(found, flags, problems, ranks, strict=True)]

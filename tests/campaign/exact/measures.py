@@ -20,11 +20,17 @@ def product_of(factors) -> np.ndarray:
     return result
 
 
-def measure(problem: Problem, factors, balanced: bool, names) -> dict[str, np.ndarray]:
-    """Values by name; NaN where they are not known to the digits that are compared."""
+def measure(
+    problem: Problem, factors, balanced: bool, names, rank: int | None = None
+) -> dict[str, np.ndarray]:
+    """Values by name; NaN where they are not known to the digits that are compared.
+
+    Beyond the `rank` of the start's product singular values are its rounding, however they grow.
+    """
     product = product_of(factors)
     logs = _logs(product, factors, balanced)
     known = logs[0] - logs < -np.log(RESOLVED) * (len(factors) if balanced else 1)
+    known &= np.arange(len(logs)) < (len(logs) if rank is None else rank)
     values: dict[str, np.ndarray] = {"product": product[0]}
     sizes = np.exp(logs)
     sure = np.all(known)
@@ -39,7 +45,7 @@ def measure(problem: Problem, factors, balanced: bool, names) -> dict[str, np.nd
             values[name] = np.sum(sizes)
         elif name == "schatten_norm[0.5]":
             root = np.where(known, np.exp(logs / 2), 0)
-            values[name] = np.sum(root) ** 2
+            values[name] = np.sum(root) ** 2 if known[0] else np.nan
         elif name == "log_abs_determinant":
             values[name] = np.sum(logs) if sure else np.nan
         elif name == "effective_rank_excess":
