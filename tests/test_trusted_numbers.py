@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import factorflow as ff
+from factorflow._clock import CELL_WIDTHS
 from factorflow._compare import Lane, compare, on_a_set
 from factorflow._dynamics.perturbation import moved_by_rounding
 from factorflow._measure import as_measures
@@ -289,3 +290,18 @@ def test_the_last_row_of_descent_at_times_has_companions(rate):
     assert run.reached.all()
     assert "unconfirmed" not in run.certificate.doubts
     assert np.isfinite(run.certificate.evidence["flow_error"])
+
+
+@pytest.mark.parametrize("cell", [0, -1])
+def test_clocks_are_compared_by_the_logarithm_of_time_whatever_the_width_of_a_cell(cell):
+    """A plateau that lasts 3% longer, as the whole cell beside it sees it."""
+    run, other = lane(2.0), lane(2.0)
+    zeros = np.zeros((1, CELL_WIDTHS.size))
+    late = zeros.copy()
+    late[0, cell] = 0.03 * min(CELL_WIDTHS[cell], 1)
+    for record, clock in ((run, zeros), (other, late)):
+        record.witness.rows.update(
+            clock=clock, clock_spread=zeros, clock_weight=CELL_WIDTHS[None] + zeros
+        )
+    found = compare("companion_error", run, other, (), (1, 1))
+    assert found.clock[0] == pytest.approx(0.03)

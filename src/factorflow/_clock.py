@@ -19,7 +19,7 @@ import numpy as np
 
 from factorflow._dynamics import AbstractState
 
-__all__ = ["Clock"]
+__all__ = ["CELL_WIDTHS", "Clock"]
 
 # Cells in halvings of the loss, finer where a plateau's loss may be near that of the one before:
 # (how many, how wide). Down to 4e-15 of the start's; all that falls further counts for nothing.
@@ -73,7 +73,7 @@ class Clock(eqx.Module):
         """At a row within the step that has led to `end`: readings, what is open, and weights."""
         halved = self._halved(located.loss)
         there = self._counted(halved, self.gone - end.elapsed(located))
-        weight = jnp.clip(halved - _like(_EDGES, halved), 0, _like(_WIDTHS, halved))
+        weight = jnp.clip(halved - _like(_EDGES, halved), 0, _like(CELL_WIDTHS, halved))
         return {"clock": there.mean, "clock_spread": there.spread, "clock_weight": weight}
 
     def _counted(self, halved: jax.Array, span: jax.Array) -> "Clock":
@@ -115,9 +115,9 @@ class Clock(eqx.Module):
         return jnp.where(known, jnp.clip(-jnp.log2(share), 0, _END), gone)
 
 
-_WIDTHS = np.concatenate([np.full(count, width) for count, width in _CELLS])
-_EDGES = np.cumsum(_WIDTHS) - _WIDTHS
-_END = float(np.sum(_WIDTHS))
+CELL_WIDTHS = np.concatenate([np.full(count, width) for count, width in _CELLS])
+_EDGES = np.cumsum(CELL_WIDTHS) - CELL_WIDTHS
+_END = float(np.sum(CELL_WIDTHS))
 
 
 def _like(cells: np.ndarray, other: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ def _like(cells: np.ndarray, other: jax.Array) -> jax.Array:
 
 def _parts(first: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of a fall within a step: its part in every cell, and the share of the step at its middle."""
-    edges, widths, fall = _like(_EDGES, first), _like(_WIDTHS, first), last - first
+    edges, widths, fall = _like(_EDGES, first), _like(CELL_WIDTHS, first), last - first
     entered, left = jnp.clip(first - edges, 0, widths), jnp.clip(last - edges, 0, widths)
     middle = ((entered + left) / 2 + edges - first) / jnp.where(fall == 0, 1, fall)
     return left - entered, jnp.clip(middle, 0, 1)

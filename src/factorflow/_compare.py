@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from factorflow._clock import CELL_WIDTHS
 from factorflow._measure import Measure
 from factorflow._trajectory import Trajectory
 from factorflow._witness import EVERY_ENTRY, Witness
@@ -17,8 +18,8 @@ Flags = NDArray[np.bool_]
 
 # Of the drift: errors of two discretizations are hardly ever nearer, unless they have one cause.
 _APART = 0.5
-# Shares of a halving of the loss that count as equal: times the logarithm of any time it is little.
-_SAME_WEIGHT = 3e-5
+# Shares of a halving of the loss that count as equal: little times the logarithm of any time.
+_SAME_WEIGHT = 4e-6
 
 
 class Lane(NamedTuple):
@@ -102,7 +103,9 @@ def _clocks(run: Lane, companion: Lane) -> Rows:
     )
     # In the cell in which only one of the two still is, its clock is ahead.
     both = np.abs(weight - other) <= _SAME_WEIGHT
-    return np.max(np.where(both, np.abs(one - two) - first - second, 0), axis=1)
+    apart = np.abs(one - two) - first - second
+    # In narrow cells a difference in every logarithm counts as in a whole halving.
+    return np.max(np.where(both, apart / np.minimum(CELL_WIDTHS, 1), 0), axis=1)
 
 
 def _apart(run: Lane, companion: Lane) -> Flags:
