@@ -10,7 +10,6 @@ from factorflow._dynamics import AbstractState
 from factorflow._measure import Measure, Snapshot
 from factorflow._product import Rounding
 from factorflow._spec import RunSpec
-from factorflow._witness import EVERY_ENTRY
 
 __all__ = ["Measured", "measured", "view"]
 
@@ -18,7 +17,7 @@ __all__ = ["Measured", "measured", "view"]
 # those that rounding decides would look right by accident. Counts and signs have few values, and
 # are read more often and with so many times as much: a long run rounds more than a few operations.
 # Of large products once is enough: the numbers that rounding decides are many there.
-_DRAWS, _TOSSES, _LONGER = 3, 12, 64
+_DRAWS, _TOSSES, _LONGER, _LARGE = 3, 12, 64, 4096
 
 
 def view(
@@ -50,7 +49,7 @@ class Measured(NamedTuple):
 def measured(spec: RunSpec, located: AbstractState) -> Measured:
     """Every measure of a row. Counts and signs that rounding tosses like a coin are no numbers."""
     dtype = spec.rounding.dtype
-    count = 1 + (_DRAWS if math.prod(spec.problem.shape) <= EVERY_ENTRY else 1)
+    count = 1 + (_DRAWS if math.prod(spec.problem.shape) <= _LARGE else 1)
 
     def drawn(draw: jax.Array) -> dict[str, jax.Array]:
         # The first draw is none.
