@@ -68,7 +68,8 @@ bench: $(VENV)/.installed-plot $(if $(COMPARE),$(VENV)/.installed-torch)
 # seconds of a processor.
 campaign: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -m campaign --minutes $(MINUTES) --seed $(SEED) \
-	  $(if $(RUNS),--runs $(RUNS)) $(if $(EACH),--seconds $(EACH)) $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--markdown $(PAGE))
+	  $(if $(RUNS),--runs $(RUNS)) $(if $(EACH),--seconds $(EACH)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--markdown $(PAGE))
 
 $(VENV)/.installed-torch: $(VENV)/.installed-plot
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

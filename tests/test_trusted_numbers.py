@@ -305,3 +305,19 @@ def test_clocks_are_compared_by_the_logarithm_of_time_whatever_the_width_of_a_ce
         )
     found = compare("companion_error", run, other, (), (1, 1))
     assert found.clock[0] == pytest.approx(0.03)
+
+
+def test_an_entry_that_should_be_zero_is_not_trusted_to_its_own_digits():
+    """A loss of 4e-34 that is zero: rounding of the start, which every run on its set shares."""
+    first = np.zeros((4, 2))
+    first[0, 1], first[1, 0] = 0.63394677, 0.25579647
+    last = np.zeros((2, 4))
+    last[1, 0], last[0, 1] = 0.63394677, 0.25579647
+    start = (jnp.asarray(first), jnp.asarray(last))
+    problem = ff.Completion((2, 2), [[0, 1], [1, 0]], [0.0, 0.0])
+    run = follow(
+        problem, ff.DeepMatrix((2, 2), 2, (4,)), ff.GradientFlow(), start, [3e-30, 1e-30],
+        measures=["loss", "product"],
+    )  # fmt: skip
+    wrong = run.measures["loss"] != 0
+    assert not (run.certificate.trusted_measures["loss"] & wrong).any()
