@@ -424,6 +424,29 @@ def test_descent_is_compared_with_the_flow_where_no_coordinates_are_known():
 
 
 @pytest.mark.x64
+def test_single_precision_is_judged_by_double_precision_from_the_same_start():
+    """A singular value of 1e-20 beside one of 1, which 64 units in the last place would drown."""
+    fz = ff.DeepMatrix((2, 2), depth=2)
+    problem = ff.Completion((2, 2), [(0, 0)], [1.0])
+    start = ff.Balanced(product_scale=1e-20)(fz, jax.random.key(0))
+    start = jax.tree.map(lambda leaf: leaf.astype("float32"), start)
+
+    def run(dtype):
+        factors = jax.tree.map(lambda leaf: leaf.astype(dtype), start)
+        return ff.simulate(
+            problem, fz, ff.GradientFlow("Tsit5"), factors, observe=ff.AtLosses([0.1, 1e-2]),
+            stop=ff.Stop(loss=1e-2), measures=["singular_values"], certify="full",
+        )  # fmt: skip
+
+    single, double = run("float32"), run("float64")
+    # Only one entry's row and column move, and round entry by entry.
+    values = single.measures["singular_values"]
+    np.testing.assert_allclose(values, double.measures["singular_values"], rtol=1e-3)
+    assert np.all(values[:, 1] < 1e-12)
+    assert single.certificate.trusted.all()
+
+
+@pytest.mark.x64
 @pytest.mark.parametrize("integrator", ["radau", "Kvaerno5"])
 def test_stiff_solvers_in_factor_space_are_caught_at_depth_2(integrator):
     flow = ff.GradientFlow(integrator)

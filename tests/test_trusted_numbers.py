@@ -7,10 +7,10 @@ import pytest
 
 import factorflow as ff
 from factorflow._clock import CELL_WIDTHS
-from factorflow._compare import Lane, compare, on_a_set
+from factorflow._compare import Lane, compare
 from factorflow._dynamics.perturbation import moved_by_rounding
 from factorflow._measure import as_measures
-from factorflow._witness import EVERY_ENTRY, Witness, _sketch
+from factorflow._witness import EVERY_ENTRY, Witness, _sketch, on_a_set
 from runs import EPS
 
 pytestmark = pytest.mark.x64
@@ -114,11 +114,20 @@ def test_a_run_on_such_a_set_to_the_last_bit_is_trusted_and_says_so():
     assert "invariant set" in run.certificate.explanation
 
 
-def test_what_is_exactly_zero_or_symmetric_lies_on_a_set():
-    seen = np.array([[1, 0, 0, 2], [1, 3, 3, 2], [1, 3, 4, 2]], float)
-    lane = Lane(None, Witness({"seen": seen}, {}))  # pyright: ignore[reportArgumentType]
-    assert on_a_set(lane, (2, 2)).tolist() == [True, True, False]
-    assert on_a_set(lane, (1, 4)).tolist() == [True, False, False]
+def test_what_is_exactly_zero_or_symmetric_as_in_the_start_lies_on_a_set():
+    fz, diagonal = ff.DeepMatrix((2, 2), depth=2), jnp.diag(jnp.asarray([0.2, 0.1]))
+    rows = jnp.asarray([[1, 0, 0, 2], [1, 3, 3, 2], [1, 3, 4, 2]], float)
+
+    def found(*start) -> list[bool]:
+        return [bool(on_a_set(fz, row, start)) for row in rows]
+
+    assert found(diagonal, diagonal) == [True, True, False]
+    # The start has no zeros, so that the first row's must be an accident; but it is symmetric.
+    full = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    assert found(full, full.T) == [True, True, False]
+    # Symmetric up to rounding is not symmetric: the exact flow of these factors leaves.
+    assert found(full, full.T * (1 + 2.3e-16)) == [False, False, False]
+    assert found(full, full) == [False, False, False]
 
 
 def test_balanced_factors_are_moved_without_losing_balance():
@@ -131,6 +140,16 @@ def test_balanced_factors_are_moved_without_losing_balance():
     # Of the order of what it was moved by, times the factors' own squares.
     scale = max(np.linalg.norm(factor, 2) ** 2 for factor in factors)
     assert max(np.linalg.norm(gap, 2) for gap in fz.conserved(moved)) < 1e5 * EPS * scale
+
+
+def test_a_mirrored_start_lies_on_the_other_side_and_half_as_far():
+    factors = ff.Gaussian(factor_scale=1.0)(ff.DeepMatrix((3, 3), depth=2), jax.random.key(0))
+    one, other = (moved_by_rounding(factors, False, seed=1, mirrored=way) for way in (False, True))
+    for start, near, far in zip(factors, other, one, strict=True):
+        away = np.asarray(far) - np.asarray(start)
+        assert 8 * EPS < np.max(np.abs(away)) < 1e3 * EPS
+        # Each sum has rounded.
+        np.testing.assert_allclose(np.asarray(near) - np.asarray(start), -away / 2, atol=4 * EPS)
 
 
 # --- Times, and other moments
@@ -217,7 +236,7 @@ def test_sketches_of_large_products_miss_no_error():
 
 def lane(value: float, **measures) -> Lane:
     """One row of a run that has this product, a number, and these measures."""
-    rows = {"seen": [[value]], "largest": [abs(value)], "size": [4.0], "drift": [0.0]}
+    rows = {"seen": [[value]], "on_a_set": [False], "largest": [abs(value)], "size": [4.0], "drift": [0.0]}
     rows |= {name: [[0.0]] for name in ("clock", "clock_spread", "clock_weight")}
     record = Witness({k: np.asarray(v) for k, v in rows.items()}, {"gap": 0.0})
     trajectory: ff.Trajectory = type("Rows", (), {})()

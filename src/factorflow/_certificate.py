@@ -63,8 +63,9 @@ class Certificate(eqx.Module):
     - `trusted_measures`: a flag per row by the name of each measure: rows that are trusted, and
         those where only the time or other measures are in doubt. `trusted_times`: rows where at
         most measures are.
-    - `on_invariant_set`: a flag per row: it lies on a set that the exact flow never leaves, such as
-        symmetric products, but from which a perturbation of the size of rounding leads elsewhere.
+    - `on_invariant_set`: a flag per row: it lies, as its start does, on a set that the exact flow
+        never leaves, such as symmetric products, but from which a perturbation of the size of
+        rounding leads elsewhere.
     - `contradicted`: a flag per row: whether an invariant of gradient flow is violated there, so
         that the row cannot be gradient flow.
     - `doubts`: a name per row: why it is not trusted, or `"none"`.

@@ -25,7 +25,7 @@ CERTIFY = ("cheap", "full")
 
 
 def follow_certified(
-    specs: Sequence[RunSpec], width: int = 2, certify: str = "cheap"
+    specs: Sequence[RunSpec], width: int = 1, certify: str = "cheap"
 ) -> Trajectory:
     """Runs of one structure with their certificates, stacked on a leading axis.
 

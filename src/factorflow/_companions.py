@@ -33,9 +33,9 @@ _MORE_STEPS, _FEW_STEPS = 30, 1_000
 _ROUNDING_ULPS = 4.0
 # Counters are 32 bits wide.
 _MOST_STEPS = 2**31 - 1
-# Random numbers of the perturbed starts: of the first companion, of the finer one, of the flow
-# beside a descent and of the run in double precision.
-_FIRST, _FINER, _FLOW, _WIDER = range(1, 5)
+# Random numbers of the perturbed starts: of the first companion, of the finer one, and of the flow
+# beside a descent.
+_FIRST, _FINER, _FLOW = range(1, 4)
 
 
 class Companion(NamedTuple):
@@ -48,21 +48,22 @@ class Companion(NamedTuple):
 def at_once(spec: RunSpec) -> list[Companion]:
     """Companions that need not know how the run goes."""
     cheap = spec.dynamics.companion()
-    if cheap is None or spec.observed_at in ("step", "end"):
+    if cheap is None or _waits(spec):
         return []
     ended = dataclasses.replace(_with(spec, cheap), goes_on=jnp.zeros_like(spec.goes_on))
     beside = Companion("companion_error", ended)
-    return [_moved(beside, _FIRST, way) for way in _ways(spec)]
+    return _starts(beside, _FIRST)
 
 
 def afterwards(spec: RunSpec, run: Lane, certify: str) -> list[Companion]:
     """Those observed at the run's own moments; none where it has reached no row."""
-    if at_once(spec) or not np.any(run.trajectory.reached):
+    early = spec.dynamics.companion() is not None and not _waits(spec)
+    if early or not np.any(run.trajectory.reached):
         return []
     return [
-        _moved(companion, number, way)
+        one
         for companion, number in _of(spec, run, certify, finer=False)
-        for way in _ways(spec)
+        for one in _starts(companion, number)
     ]
 
 
@@ -73,20 +74,42 @@ def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], 
     """
     again = _of(spec, run, certify, finer=True)
     known = spec.dynamics.companion() is not None
-    ways = _ways(spec)
-    finer = [_moved(one, _FINER, way) for one, _ in again for way in ways] if known else []
+    finer = [moved for one, _ in again for moved in _starts(one, _FINER)] if known else []
     # They round as the run does, down to entries that should be zero.
-    return finer, [_rounded(companion, beside=True) for companion, _ in again for _ in ways]
+    return finer, [
+        _rounded(companion, beside=True)
+        for companion, number in again
+        for _ in _starts(companion, number)
+    ]
 
 
-def _ways(spec: RunSpec) -> tuple[bool, ...]:
-    """Whether starts are mirrored: a sign that grows from zero is that of its perturbation."""
+def _waits(spec: RunSpec) -> bool:
+    """Whether its companions must know where its rows are."""
+    return spec.observed_at in ("step", "end")
+
+
+def _starts(companion: Companion, number: int | None) -> list[Companion]:
+    """The companion from starts beside its own, drawn with this number; or from its own alone.
+
+    One start beside it, as far off as the run errs and by accident to the same side, would hide that
+    error; in balanced charts errors are far smaller. And a sign that grows from zero is that of its
+    perturbation. So there are two.
+    """
+    if number is None:
+        return [companion]
+    spec = companion.spec
     signs = any(measure.error == "exact" for measure in spec.measures)
-    return (False, True) if signs else (False,)
+    ways = (False, True) if signs or not spec.dynamics.balanced else (False,)
+    return [_moved(companion, number, way) for way in ways]
 
 
-def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int]]:
-    """Companions from the run's own start, each with the number of its perturbation."""
+def _of(
+    spec: RunSpec, run: Lane, certify: str, finer: bool
+) -> list[tuple[Companion, int | None]]:
+    """Companions from the run's own start, each with the number of its perturbation.
+
+    In single precision none needs one: what rounding decides is another in double precision.
+    """
     dynamics: Any = spec.dynamics
     cheap = dynamics.companion()
     if cheap is not None:
@@ -97,18 +120,20 @@ def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Compa
         return []
     refined = refined.resolving(spec.factorization, spec.factors)
     observed = _at_rows(_with(spec, refined), run)
-    found = []
+    single = not _is_double(spec)
+    number = None if single else _FIRST
+    found: list[tuple[Companion, int | None]] = []
     if isinstance(dynamics, GradientDescent):
-        found.append((Companion("companion_error", _twice_the_steps(observed)), _FIRST))
+        found.append((Companion("companion_error", _twice_the_steps(observed)), number))
         flow = _flow(spec, run)
         if flow is not None:
             found.append((Companion("flow_error", flow), _FLOW))
         observed = _at_rows(spec, run)
     else:
-        found.append((Companion("companion_error", observed), _FIRST))
+        found.append((Companion("companion_error", observed), number))
         observed = _with(observed, dynamics)
-    if jax.tree.leaves(spec.factors)[0].dtype == jnp.float32:
-        found.append((Companion("wider_dtype_error", _wider(observed)), _WIDER))
+    if single:
+        found.append((Companion("wider_dtype_error", _wider(observed)), None))
     return found
 
 

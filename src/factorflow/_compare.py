@@ -11,7 +11,7 @@ from factorflow._measure import Measure
 from factorflow._trajectory import Trajectory
 from factorflow._witness import EVERY_ENTRY, Witness
 
-__all__ = ["Comparison", "Lane", "compare", "on_a_set", "settle"]
+__all__ = ["Comparison", "Lane", "compare", "settle"]
 
 Rows = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
         cell of the loss where it is largest.
     - `apart`: whether the two are as far apart in what gradient flow conserves as the run has
         drifted: a companion that agrees all the same shows that this drift decides nothing.
-    - `on_a_set`: whether both lie on an invariant set to the last bit, see `on_a_set`.
+    - `on_a_set`: whether both lie on an invariant set to the last bit, see `_witness.on_a_set`.
     """
 
     kind: str
@@ -92,7 +92,7 @@ def compare(
         {measure.name: known(_measured(measure, run, companion)) for measure in measures},
         known(_clocks(run, companion)),
         there & _apart(run, companion),
-        there & on_a_set(run, shape) & on_a_set(companion, shape),
+        there & np.asarray(ours["on_a_set"]) & np.asarray(others["on_a_set"]),
     )
 
 
@@ -112,23 +112,6 @@ def _apart(run: Lane, companion: Lane) -> Flags:
     drift, other = (np.asarray(lane.witness.rows["drift"], float) for lane in (run, companion))
     start = abs(float(run.witness.run["gap"]) - float(companion.witness.run["gap"]))
     return np.maximum(np.abs(drift - other), start) >= _APART * drift
-
-
-def on_a_set(run: Lane, shape: tuple[int, ...]) -> Flags:
-    """Rows that lie, to the last bit, on a set that the flow of a symmetric problem never leaves.
-
-    Entries that are exactly zero, or a product that is exactly symmetric: rounding, had it counted,
-    would have left neither. What is not seen whole is on no such set.
-    """
-    seen = np.asarray(run.witness.rows["seen"])
-    rows = seen.shape[0]
-    if math.prod(shape) > EVERY_ENTRY:
-        return np.zeros(rows, bool)
-    found = np.any(seen == 0, axis=1)
-    if len(shape) == 2 and shape[0] == shape[1]:
-        matrices = seen.reshape(rows, *shape)
-        found |= np.all(matrices == np.swapaxes(matrices, 1, 2), axis=(1, 2))
-    return found
 
 
 def settle(

@@ -33,7 +33,7 @@ _CHANCE = {True: 1e-2, False: 3e-2}
 _SHARE = {True: 0.3, False: 1.0}
 # The share of the tolerance within which two runs must agree, so that neither errs by more than it.
 # What is read off vanishing singular values is rounding in both, and no nearer in one of them.
-_MARGIN, _MARGIN_OF_MEASURES = 0.6, 1 / 3
+_MARGIN, _MARGIN_OF_MEASURES = 0.6, 0.5
 # What the flow itself shows of descent is all of its error, relative to the larger of two values
 # that differ by as much as one per cent: which may be so much more than the true one.
 _MARGIN_OF_FLOW = 0.98

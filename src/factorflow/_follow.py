@@ -24,6 +24,7 @@ from factorflow._product import Factored
 from factorflow._results import RESULTS
 from factorflow._settings import own_settings
 from factorflow._spec import RunSpec
+from factorflow._threads import one_blas_thread
 from factorflow._trajectory import Trajectory
 from factorflow._witness import Witness, sign_of, witness_of, witness_row
 
@@ -362,6 +363,7 @@ def _call(spec: RunSpec) -> tuple[Trajectory, Witness]:
 
 
 @own_settings()
+@one_blas_thread()
 def follow(specs: Sequence[RunSpec], width: int = 2) -> tuple[Trajectory, Witness]:
     """Runs of one structure, with a leading axis, and their records; each lane stops on its own.
 

@@ -14,7 +14,7 @@ from factorflow._linalg import singular_values
 from factorflow._measure import Measure, Snapshot
 from factorflow._types import Factors, FloatArray, FloatScalar
 
-__all__ = ["EVERY_ENTRY", "LARGEST_PRODUCT", "Witness", "sign_of", "witness_of", "witness_row"]
+__all__ = ["EVERY_ENTRY", "LARGEST_PRODUCT", "Witness", "on_a_set", "sign_of", "witness_of", "witness_row"]
 
 # Products up to this many entries are written down whole.
 EVERY_ENTRY = 4096
@@ -60,6 +60,7 @@ def witness_row(
     seen, corner, largest = _seen(snapshot)
     return {
         "seen": seen,
+        "on_a_set": on_a_set(fz, seen, start),
         "corner": corner,
         "largest": largest,
         "loss": loss,
@@ -105,6 +106,28 @@ def _seen(snapshot: Snapshot) -> tuple[FloatArray, FloatScalar, FloatScalar]:
     entries = snapshot.dense.reshape(-1)
     seen = entries if count <= EVERY_ENTRY else _sketch(entries)
     return seen, entries[0], jnp.max(jnp.abs(entries))
+
+
+def on_a_set(fz: AbstractFactorization, seen: FloatArray, start: Factors) -> jax.Array:
+    """Whether a row lies, to the last bit, on a set that a flow from this start cannot leave.
+
+    Entries that are exactly zero, or a product that is exactly symmetric, where the start has them
+    in exact arithmetic too: by its own zeros, or by factors that mirror each other. Rounding, had
+    it counted, would have left neither. What is not seen whole is on no such set.
+    """
+    if math.prod(fz.shape) > EVERY_ENTRY:
+        return jnp.asarray(False)
+    absent = fz.compose(jax.tree.map(jnp.abs, start)).reshape(-1) == 0
+    found = jnp.any((seen == 0) & absent)
+    if len(fz.shape) != 2 or fz.shape[0] != fz.shape[1]:
+        return found
+    chain = fz.matrix_chain(start)
+    pairs = [(matrix, other.T) for matrix, other in zip(chain, chain[::-1], strict=True)]
+    if any(one.shape != other.shape for one, other in pairs):
+        return found
+    mirrored = jnp.all(jnp.stack([jnp.all(one == other) for one, other in pairs]))
+    entries = seen.reshape(fz.shape)
+    return found | (mirrored & jnp.all(entries == entries.T))
 
 
 def _sketch(entries: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import runs as independent
-from campaign.exact.balance import balanced, log_singular_values, multiply
+from campaign.exact.balance import balanced, exact_rank, log_singular_values, multiply
 from campaign.exact.measures import measure, product_of
 from campaign.exact.runs import Problem, follow
 from factorflow.reference import lambda_balanced_flow
@@ -59,7 +59,7 @@ def test_high_precision_trajectories(case, depth):
     product[1] = [[float(x - Fraction(float(x))) for x in row] for row in exact]
     problem = Problem((2, 2), np.array([1.0, 1.0, 0.0]), np.array([[0, 1], [1, 0], [1, 1]]), None)
     rows = [row for row in found["rows"] if float(row["loss"]) >= 1e-2 or case == "c"]
-    start = balanced(product, (2,) * (depth + 1))
+    start = balanced(product, (2,) * (depth + 1), 2)
     reached = one(problem, start, "loss", [float(row["loss"]) for row in rows])
     assert reached.reached.all()
     for row, time, factors in zip(rows, reached.times, reached.factors, strict=True):
@@ -141,8 +141,23 @@ def test_small_singular_values():
     logs = np.log(2) * np.array([0, -1, -60, -80])
     # Bases are orthogonal up to their own rounding.
     np.testing.assert_allclose(log_singular_values(product), logs, atol=1e-14)
-    again = product_of(balanced(product, (4, 5, 4, 4)))
+    again = product_of(balanced(product, (4, 5, 4, 4), 4))
     assert np.max(np.abs((again - product).sum(0))) < 1e-29
+
+
+def test_a_start_of_lower_rank_keeps_it():
+    """Nothing grows from what 32 digits leave of a singular value that is exactly zero."""
+    rng = np.random.default_rng(3)
+    first = np.outer([1.0, 0.0], rng.normal(size=2))
+    second = np.outer(rng.normal(size=2), [1.0, 0.0])
+    assert exact_rank([first, second]) == 1
+    assert exact_rank([rng.normal(size=(2, 3)), rng.normal(size=(4, 2))]) == 2
+    # One ulp off: not by much, but of full rank.
+    assert exact_rank([np.eye(2), np.array([[1.0, 3.0], [1.0, np.nextafter(3.0, 4)]])]) == 2
+    start = balanced(product_of(exactly(first, second)), (2, 2, 2), 1)
+    # Full rank would be reached within 40 units of time: the target's singular values are 1 and 2.
+    (late,) = one(everything(np.diag([1.0, 2.0])), start, "time", [100.0]).factors
+    assert np.linalg.matrix_rank(product_of(late)[0], tol=1e-13) == 1
 
 
 @pytest.mark.parametrize("depth", [1, 2])

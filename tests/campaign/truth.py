@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from campaign.exact.balance import balanced, log_singular_values
+from campaign.exact.balance import balanced, exact_rank, log_singular_values
 from campaign.exact.measures import product_of
 from campaign.exact.runs import Problem, Rows, follow
 
@@ -62,7 +62,7 @@ def exact_start(factors, eps: float):
     product = product_of(given)
     logs = log_singular_values(product)
     rank = int(np.sum(logs[0] - logs < -np.log(_RANK)))
-    return balanced(product, widths), True, rank
+    return balanced(product, widths, exact_rank(doubles)), True, rank
 
 
 def truths(specs, kind: str, levels, latest, second: bool = False, seed: int = 0) -> list[Truth]:

@@ -30,13 +30,14 @@ def moved_by_rounding(
     bases are turned and stretched, $W \to (I + A) W (I + B)$, which leaves the rank and the size of
     every singular value what they are.
 
-    `mirrored` moves the other way: what grows from a zero then has the other sign.
+    `mirrored` moves the other way, half as far: what grows from a zero then has the other sign, and
+    leaves it at another time.
     """
     leaves, structure = jax.tree.flatten(factors)
     draw = np.random.default_rng([seed, len(leaves)])
     arrays = [np.asarray(leaf) for leaf in leaves]
     ulps = _BALANCED_ULPS[arrays[0].dtype.name] if balanced else _ULPS
-    share = (-ulps if mirrored else ulps) * float(np.finfo(arrays[0].dtype).eps)
+    share = (-ulps / 2 if mirrored else ulps) * float(np.finfo(arrays[0].dtype).eps)
 
     def noise(*shape: int) -> np.ndarray:
         return share * draw.standard_normal(shape)

@@ -30,7 +30,7 @@ __all__ = ["NUMERICS_REVISION", "Experiment", "sweep"]
 
 # Part of every key. Raise it when a change of the numerics changes results, so that a store does
 # not serve the old ones.
-NUMERICS_REVISION = 7
+NUMERICS_REVISION = 8
 
 # More than could be run, and few enough to be listed within minutes.
 _MOST_EXPERIMENTS = 10**6

@@ -1,11 +1,13 @@
 """Singular values and balanced factors in double-double, by one-sided Jacobi rotations."""
 
+from fractions import Fraction
+
 import numpy as np
 from numba import njit
 
 from campaign.exact.arithmetic import add, div, mul, root, scale, two_sum
 
-__all__ = ["balanced", "log_singular_values", "multiply"]
+__all__ = ["balanced", "exact_rank", "log_singular_values", "multiply"]
 
 
 @njit(cache=True)
@@ -138,13 +140,33 @@ def _power_root(sh, sl, depth):
     return two_sum(x, x * (rh / (depth * sh)))
 
 
-def balanced(product: np.ndarray, widths: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Balanced factors of `product` `(2, m, n)`: roots of its singular values in every factor."""
+def exact_rank(factors) -> int:
+    """The rank of the product of these doubles in exact arithmetic."""
+    product = None
+    for factor in factors:
+        exact = np.vectorize(Fraction, otypes=[object])(np.asarray(factor, float))
+        product = exact if product is None else exact @ product
+    left, rank = product, 0
+    while left.size and np.any(left != 0):
+        row, column = np.argwhere(left != 0)[0]
+        pivot = left[row] / left[row, column]
+        left = np.delete(left - np.outer(left[:, column], pivot), row, axis=0)
+        rank += 1
+    return rank
+
+
+def balanced(
+    product: np.ndarray, widths: tuple[int, ...], most: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Balanced factors of `product` `(2, m, n)`: roots of its singular values in every factor.
+
+    `most` is its rank: what is left beyond are the last of 32 digits, where there is nothing.
+    """
     depth = len(widths) - 1
     tall = product.shape[1] >= product.shape[2]
     work = product if tall else np.swapaxes(product, 1, 2).copy()
     columns, V, norms, unit = decompose(work)
-    rank = min(widths)
+    rank = min(*widths, most)
     U = np.zeros((2, work.shape[1], rank))
     roots = np.zeros((2, rank))
     exponent = np.log2(unit)

@@ -165,7 +165,7 @@ class _Spectral(_AbstractPolar):
         power = 2 / fz.depth
         speed = jnp.exp((1 - power) * y[0]) / -jnp.expm1(power * (y[1] - y[0]))
         a, b = g[2] + ratio * g[1], g[1] + ratio * g[2]
-        return jnp.stack([*_growth(y, g, fz.depth), -speed * a, -speed * b])
+        return jnp.stack([*_growth(y, g, fz.depth, frame), -speed * a, -speed * b])
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         share = _share(self.loss(problem, fz, y, frame), jnp.exp(y[0]))
@@ -191,7 +191,7 @@ class _Residual(_AbstractPolar):
         weighted = first * g[0], off * g[1], off * g[2], second * g[3]
         a, b, c, d = at.right
         moved = multiply(multiply(at.left, weighted), (a, c, b, d))
-        return jnp.stack([*_growth(y, g, fz.depth), -moved[1], -moved[2]])
+        return jnp.stack([*_growth(y, g, fz.depth, frame), -moved[1], -moved[2]])
 
     def scale(self, problem: AbstractProblem, fz: Any, y: Vector, frame: _Frame) -> Vector:
         one = jnp.ones_like(y[0])
@@ -377,12 +377,13 @@ def _geometry(problem, corner, y, a, b, frame: _Frame, residuals=None) -> _Geome
     return _Geometry(left, right, entries, gradient, rotated)
 
 
-def _growth(y: Vector, rotated: Four, depth: int) -> tuple[FloatScalar, FloatScalar]:
-    """Velocities of the logarithms of the singular values."""
+def _growth(y: Vector, rotated: Four, depth: int, frame: _Frame) -> tuple[FloatScalar, FloatScalar]:
+    """Velocities of the logarithms of the singular values; a zero stays one for ever."""
     power = 1 - 2 / depth
+    second = -depth * jnp.exp(power * y[1]) * rotated[3]
     return (
         -depth * jnp.exp(power * y[0]) * rotated[0],
-        -depth * jnp.exp(power * y[1]) * rotated[3],
+        jnp.where(frame.sign == 0, jnp.zeros_like(second), second),
     )
 
 
