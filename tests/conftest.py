@@ -7,12 +7,16 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
+from threadpoolctl import threadpool_limits
 
 X64 = os.environ.get("FACTORFLOW_TEST_PRECISION", "float64") != "float32"
 
 jax.config.update("jax_enable_x64", X64)
 # A float64 that meets a float32 is a bug of ours: refuse instead of promoting.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The processes that run tests share the cores: threads of small matrices would wait for each other.
+threadpool_limits(1, user_api="blas")
 
 hypothesis.settings.register_profile(
     "factorflow",

@@ -30,7 +30,7 @@ __all__ = ["Companion", "afterwards", "at_once", "once_more"]
 _FLOW_STEPS = 5_000
 _MORE_STEPS, _FEW_STEPS = 30, 1_000
 # By how much, in units of the last place: a few operations round by as much.
-_ROUNDING_ULPS = 4.0
+_ROUNDING_ULPS = 2.0
 # Counters are 32 bits wide.
 _MOST_STEPS = 2**31 - 1
 # Random numbers of the perturbed starts: of the first companion, of the finer one, and of the flow
