@@ -236,7 +236,13 @@ def test_sketches_of_large_products_miss_no_error():
 
 def lane(value: float, **measures) -> Lane:
     """One row of a run that has this product, a number, and these measures."""
-    rows = {"seen": [[value]], "on_a_set": [False], "largest": [abs(value)], "size": [4.0], "drift": [0.0]}
+    rows = {
+        "seen": [[value]],
+        "on_a_set": [False],
+        "largest": [abs(value)],
+        "size": [4.0],
+        "drift": [0.0],
+    }
     rows |= {name: [[0.0]] for name in ("clock", "clock_spread", "clock_weight")}
     record = Witness({k: np.asarray(v) for k, v in rows.items()}, {"gap": 0.0})
     trajectory: ff.Trajectory = type("Rows", (), {})()

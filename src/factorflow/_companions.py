@@ -91,9 +91,9 @@ def _waits(spec: RunSpec) -> bool:
 def _starts(companion: Companion, number: int | None) -> list[Companion]:
     """The companion from starts beside its own, drawn with this number; or from its own alone.
 
-    One start beside it, as far off as the run errs and by accident to the same side, would hide that
-    error; in balanced charts errors are far smaller. And a sign that grows from zero is that of its
-    perturbation. So there are two.
+    One start beside it, as far off as the run errs and by accident to the same side, would hide
+    that error; in balanced charts errors are far smaller. And a sign that grows from zero is that
+    of its perturbation. So there are two.
     """
     if number is None:
         return [companion]
@@ -103,9 +103,7 @@ def _starts(companion: Companion, number: int | None) -> list[Companion]:
     return [_moved(companion, number, way) for way in ways]
 
 
-def _of(
-    spec: RunSpec, run: Lane, certify: str, finer: bool
-) -> list[tuple[Companion, int | None]]:
+def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int | None]]:
     """Companions from the run's own start, each with the number of its perturbation.
 
     In single precision none needs one: what rounding decides is another in double precision.

@@ -14,7 +14,15 @@ from factorflow._linalg import singular_values
 from factorflow._measure import Measure, Snapshot
 from factorflow._types import Factors, FloatArray, FloatScalar
 
-__all__ = ["EVERY_ENTRY", "LARGEST_PRODUCT", "Witness", "on_a_set", "sign_of", "witness_of", "witness_row"]
+__all__ = [
+    "EVERY_ENTRY",
+    "LARGEST_PRODUCT",
+    "Witness",
+    "on_a_set",
+    "sign_of",
+    "witness_of",
+    "witness_row",
+]
 
 # Products up to this many entries are written down whole.
 EVERY_ENTRY = 4096
