@@ -444,6 +444,29 @@ def test_single_precision_is_judged_by_double_precision_from_the_same_start():
     np.testing.assert_allclose(values, double.measures["singular_values"], rtol=1e-3)
     assert np.all(values[:, 1] < 1e-12)
     assert single.certificate.trusted.all()
+    assert np.isfinite(single.certificate.evidence["wider_dtype_error"])
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("seed", [4, 5, 6])
+def test_single_precision_tosses_no_sign_of_a_zero(seed):
+    """The second hidden unit is three times the first, exactly and so for ever: of rank one."""
+    rng = np.random.default_rng(seed)
+    u, v = (rng.integers(1, 9, 2) / 64.0 for _ in range(2))
+    factors = np.outer([1, 3], u), np.outer(v, [1, 3])
+    run = ff.simulate(
+        PROBLEM,
+        ff.DeepMatrix((2, 2), depth=2),
+        ff.GradientFlow("Tsit5"),
+        tuple(jnp.asarray(factor, jnp.float32) for factor in factors),
+        observe=ff.AtLosses([0.6, 0.55]),
+        stop=ff.Stop(loss=0.55, max_steps=3000),
+        measures=["determinant_sign"],
+        certify="full",
+    )
+    signs = run.measures["determinant_sign"]
+    assert run.reached.all()
+    assert not np.any(run.certificate.trusted & (signs != 0))
 
 
 @pytest.mark.x64

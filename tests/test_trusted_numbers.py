@@ -128,6 +128,8 @@ def test_what_is_exactly_zero_or_symmetric_as_in_the_start_lies_on_a_set():
     # Symmetric up to rounding is not symmetric: the exact flow of these factors leaves.
     assert found(full, full.T * (1 + 2.3e-16)) == [False, False, False]
     assert found(full, full) == [False, False, False]
+    # Nor is what is too small to be a number a zero of the start.
+    assert not on_a_set(fz, rows[0], (1e-200 * full, 1e-200 * full))
 
 
 def test_balanced_factors_are_moved_without_losing_balance():

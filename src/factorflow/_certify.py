@@ -24,9 +24,7 @@ Certify = Literal["cheap", "full"]
 CERTIFY = ("cheap", "full")
 
 
-def follow_certified(
-    specs: Sequence[RunSpec], width: int = 1, certify: str = "cheap"
-) -> Trajectory:
+def follow_certified(specs: Sequence[RunSpec], width: int, certify: str = "cheap") -> Trajectory:
     """Runs of one structure with their certificates, stacked on a leading axis.
 
     Companions of the same structure are further lanes of the same batch; others are batches of
@@ -71,13 +69,14 @@ def _second_look(
         return compared, none
     some, lanes = [specs[i] for i in doubtful], [runs[i] for i in doubtful]
     looks = [once_more(spec, run, certify) for spec, run in zip(some, lanes, strict=True)]
-    plans = [[*finer, *unmoved] for finer, unmoved in looks]
+    plans = [[*look.finer, *look.unmoved] for look in looks]
     found = _compare_all(some, lanes, plans, width)
     settled, kept = list(compared), list(none)
-    for i, spec, (finer, _), further in zip(doubtful, some, looks, found, strict=True):
-        first = compared[i]
-        nearer = further[: len(finer)] or [None] * len(first)
-        unmoved = further[len(finer) :]
+    for i, spec, look, further in zip(doubtful, some, looks, found, strict=True):
+        first, finer = compared[i], len(look.finer)
+        nearer = further[:finer] or [None] * len(first)
+        counted = zip(further[finer:], look.counts, strict=True)
+        unmoved = [one for one, count in counted for _ in range(count)]
         pairs = [
             settle(a, b, c, *near)
             for a, b, c, near in zip(first, nearer, unmoved, _needed(spec, first), strict=True)

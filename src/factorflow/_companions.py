@@ -1,7 +1,8 @@
 """Which other runs a run is compared with before it is believed.
 
 Companions take other steps, start where rounding might have put the run, and round what they
-measure once more: an error of either kind that moves a number by more than the tolerance shows.
+measure once more, or are in double precision: an error of either kind that moves a number by more
+than the tolerance shows.
 Some can be followed in one batch with the run itself; others must know its rows first, to be
 observed at the same moments.
 """
@@ -23,13 +24,14 @@ from factorflow._observe import Stop
 from factorflow._results import result_name
 from factorflow._spec import RunSpec, as_arrays
 
-__all__ = ["Companion", "afterwards", "at_once", "once_more"]
+__all__ = ["Companion", "SecondLook", "afterwards", "at_once", "once_more"]
 
 # The flow beside a descent needs hundreds of steps; a stalled one must end all the same. Other
 # companions get this many times the steps of the run, for smaller ones of their own.
 _FLOW_STEPS = 5_000
 _MORE_STEPS, _FEW_STEPS = 30, 1_000
-# By how much, in units of the last place: a few operations round by as much.
+# By how much, in units of the last place of the largest entry, at most: an operation rounds by half
+# of one, and of several draws the one that matters most counts.
 _ROUNDING_ULPS = 2.0
 # Counters are 32 bits wide.
 _MOST_STEPS = 2**31 - 1
@@ -45,68 +47,84 @@ class Companion(NamedTuple):
     spec: RunSpec
 
 
+class SecondLook(NamedTuple):
+    """Where the first companions did not agree: finer ones, and ones from the run's own start.
+
+    **Attributes:**
+
+    - `finer`: in the order of the first ones; may be empty.
+    - `unmoved`: one for every `counts[i]` of the first ones, in their order.
+    """
+
+    finer: list[Companion]
+    unmoved: list[Companion]
+    counts: list[int]
+
+
 def at_once(spec: RunSpec) -> list[Companion]:
     """Companions that need not know how the run goes."""
-    cheap = spec.dynamics.companion()
-    if cheap is None or _waits(spec):
+    if not _is_early(spec):
         return []
-    ended = dataclasses.replace(_with(spec, cheap), goes_on=jnp.zeros_like(spec.goes_on))
-    beside = Companion("companion_error", ended)
-    return _starts(beside, _FIRST)
+    cheap: Any = spec.dynamics.companion()
+    beside = _with(spec, cheap)
+    ended = dataclasses.replace(beside, goes_on=jnp.zeros_like(spec.goes_on))
+    return _beside(Companion("companion_error", ended), _FIRST)
 
 
 def afterwards(spec: RunSpec, run: Lane, certify: str) -> list[Companion]:
     """Those observed at the run's own moments; none where it has reached no row."""
-    early = spec.dynamics.companion() is not None and not _waits(spec)
-    if early or not np.any(run.trajectory.reached):
+    if _is_early(spec) or not np.any(run.trajectory.reached):
         return []
-    return [
-        one
-        for companion, number in _of(spec, run, certify, finer=False)
-        for one in _starts(companion, number)
-    ]
+    planned = _of(spec, run, certify, finer=False)
+    return [one for companion, seed in planned for one in _beside(companion, seed)]
 
 
-def once_more(spec: RunSpec, run: Lane, certify: str) -> tuple[list[Companion], list[Companion]]:
-    """Where the first companions did not agree: finer ones, and ones from the run's own start.
-
-    Either list is in the order of the first ones; the finer ones may be none.
-    """
+def once_more(spec: RunSpec, run: Lane, certify: str) -> SecondLook:
+    """What is followed where the first companions did not agree."""
     again = _of(spec, run, certify, finer=True)
     known = spec.dynamics.companion() is not None
-    finer = [moved for one, _ in again for moved in _starts(one, _FINER)] if known else []
-    # They round as the run does, down to entries that should be zero.
-    return finer, [
-        _rounded(companion, beside=True)
-        for companion, number in again
-        for _ in _starts(companion, number)
-    ]
+    return SecondLook(
+        [moved for one, _ in again for moved in _beside(one, _FINER)] if known else [],
+        # They round as the run does, down to entries that should be zero.
+        [_rounded(companion, beside=True) for companion, _ in again],
+        [len(_ways(companion, seed)) for companion, seed in again],
+    )
 
 
-def _waits(spec: RunSpec) -> bool:
-    """Whether its companions must know where its rows are."""
-    return spec.observed_at in ("step", "end")
+def _is_early(spec: RunSpec) -> bool:
+    """Whether its companions need not know where its rows are."""
+    return spec.dynamics.companion() is not None and spec.observed_at not in ("step", "end")
 
 
-def _starts(companion: Companion, number: int | None) -> list[Companion]:
-    """The companion from starts beside its own, drawn with this number; or from its own alone.
+def _ways(companion: Companion, seed: int | None) -> tuple[bool, ...]:
+    """For each start of a companion whether it is mirrored.
 
-    One start beside it, as far off as the run errs and by accident to the same side, would hide
-    that error; in balanced charts errors are far smaller. And a sign that grows from zero is that
-    of its perturbation. So there are two.
+    If its start is moved by about the run's own error, in the same direction, the two agree and the
+    error is hidden; a second start on the other side shows it. In balanced charts errors are far
+    smaller than that; but a sign that grows from zero is that of its perturbation.
     """
-    if number is None:
-        return [companion]
     spec = companion.spec
     signs = any(measure.error == "exact" for measure in spec.measures)
-    ways = (False, True) if signs or not spec.dynamics.balanced else (False,)
-    return [_moved(companion, number, way) for way in ways]
+    twice = seed is not None and (signs or not spec.dynamics.balanced)
+    return (False, True) if twice else (False,)
+
+
+def _beside(companion: Companion, seed: int | None) -> list[Companion]:
+    """The companion from starts beside the run's own, drawn from this seed; from its own if none.
+
+    Single precision would drown small singular values if it rounded what it measures; double
+    precision beside it does not.
+    """
+    if seed is None:
+        return [_rounded(companion) if _is_double(companion.spec) else companion]
+    return [_moved(companion, seed, way) for way in _ways(companion, seed)]
 
 
 def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int | None]]:
-    """Companions from the run's own start, each with the number of its perturbation.
+    """Companions from the run's own start, each with the seed of its perturbation.
 
-    In single precision none needs one: what rounding decides is another in double precision.
+    Where there is one in double precision, those in single precision need no perturbation: it shows
+    what rounding has decided.
     """
     dynamics: Any = spec.dynamics
     cheap = dynamics.companion()
@@ -119,16 +137,16 @@ def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Compa
     refined = refined.resolving(spec.factorization, spec.factors)
     observed = _at_rows(_with(spec, refined), run)
     single = not _is_double(spec)
-    number = None if single else _FIRST
+    seed = None if single else _FIRST
     found: list[tuple[Companion, int | None]] = []
     if isinstance(dynamics, GradientDescent):
-        found.append((Companion("companion_error", _twice_the_steps(observed)), number))
+        found.append((Companion("companion_error", _twice_the_steps(observed)), seed))
         flow = _flow(spec, run)
         if flow is not None:
             found.append((Companion("flow_error", flow), _FLOW))
         observed = _at_rows(spec, run)
     else:
-        found.append((Companion("companion_error", observed), number))
+        found.append((Companion("companion_error", observed), seed))
         observed = _with(observed, dynamics)
     if single:
         found.append((Companion("wider_dtype_error", _wider(observed)), None))

@@ -2,11 +2,19 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
 __all__ = ["one_blas_thread"]
+
+_lock = threading.Lock()
+# Sweeps follow batches in threads, and the limit is the process's: whoever comes first sets it, and
+# whoever leaves last takes it back.
+_inside = 0
+_limit: Any = None
 
 
 @contextlib.contextmanager
@@ -17,8 +25,18 @@ def one_blas_thread() -> Iterator[None]:
     its core is busy the first one waits for it at every step: a system of 336 then takes 63 ms
     instead of 2.5. And what is computed no longer depends on how many cores there are.
     """
-    with _controller().limit(limits=1, user_api="blas"):
+    global _inside, _limit
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _limit = _controller().limit(limits=1, user_api="blas")
+    try:
         yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _limit.restore_original_limits()
 
 
 @functools.cache

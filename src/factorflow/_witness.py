@@ -125,7 +125,8 @@ def on_a_set(fz: AbstractFactorization, seen: FloatArray, start: Factors) -> jax
     """
     if math.prod(fz.shape) > EVERY_ENTRY:
         return jnp.asarray(False)
-    absent = fz.compose(jax.tree.map(jnp.abs, start)).reshape(-1) == 0
+    pattern = jax.tree.map(lambda leaf: (leaf != 0).astype(leaf.dtype), start)
+    absent = fz.compose(pattern).reshape(-1) == 0
     found = jnp.any((seen == 0) & absent)
     if len(fz.shape) != 2 or fz.shape[0] != fz.shape[1]:
         return found

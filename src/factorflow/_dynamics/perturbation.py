@@ -19,7 +19,7 @@ _BALANCED_ULPS = {"float64": 1024.0, "float32": 256.0}
 def moved_by_rounding(
     factors: Factors, balanced: bool, seed: int, mirrored: bool = False
 ) -> Factors:
-    r"""Factors moved at random by 64 units in the last place or more, the same for a seed.
+    r"""Factors moved at random by 64 units in the last place or so, the same for a seed.
 
     What a run does off an invariant set of the flow (symmetric or semidefinite products, a rank, a
     zero pattern, equal factors) is decided by rounding, which moves it off. A second run from
