@@ -55,19 +55,23 @@ class Path:
 
     @property
     def slope(self) -> float:
-        """Slope of log norm against log residual, over the second half of the decades.
+        """Slope of log norm against log residual to the end, over half of the decades or more.
 
-        0 where the residual does not fall. The first half is left out, because on the way from a
-        random start the norm may change for other reasons.
+        The median over where it begins, in the second quarter of the decades or at the first point
+        behind it: a path may stray for a step or two. 0 where the residual does not fall. What
+        comes before is left out, because on the way from a random start the norm may change for
+        other reasons.
         """
         seen = max(int(np.sum(self.residuals > _FLOOR)), 1)
         logs, norms = np.log(np.maximum(self.residuals, _FLOOR)), np.log(self.norms)
         logs, norms = logs[: seen + 1], norms[: seen + 1]
-        middle = (min(math.log(0.1), float(logs[0])) + float(logs[-1])) / 2
-        start = min(int(np.argmax(logs <= middle)), len(logs) - 2)
-        if start < 0 or logs[start] - logs[-1] < math.log(10.0):
+        first, last = min(math.log(0.1), float(logs[0])), float(logs[-1])
+        quarter, middle = first + (last - first) / 4, (first + last) / 2
+        behind = min(int(np.argmax(logs <= middle)), len(logs) - 2)
+        if behind < 0 or logs[behind] - last < math.log(10.0):
             return 0.0
-        return float((norms[-1] - norms[start]) / (logs[-1] - logs[start]))
+        starts = [i for i in range(behind) if logs[i] <= quarter] + [behind]
+        return float(np.median((norms[-1] - norms[starts]) / (last - logs[starts])))
 
 
 class Entries:

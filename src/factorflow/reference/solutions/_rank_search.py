@@ -38,7 +38,7 @@ class RankFit:
         `"stuck"`: a residual above the tolerance, in all starts.
     - `residual`, `norm`: the relative residual and the Frobenius norm of the product.
     - `decades`: by how many the residual fell below a tenth, along the fit.
-    - `slope`: of log norm against log residual over the second half of the decades.
+    - `slope`: of log norm against log residual, over half of the decades or more.
     - `starts`: how many were tried.
     """
 
