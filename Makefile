@@ -65,11 +65,11 @@ bench: $(VENV)/.installed-plot $(if $(COMPARE),$(VENV)/.installed-torch)
 	$(BIN)/python benchmarks/run.py
 
 # PAGE=docs/certificates.md writes the table there; EACH is how long a structure's runs may take, in
-# seconds of a processor.
+# seconds of a processor. KEPT=FILE keeps what is done: the same command goes on from there.
 campaign: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -m campaign --minutes $(MINUTES) --seed $(SEED) \
 	  $(if $(RUNS),--runs $(RUNS)) $(if $(EACH),--seconds $(EACH)) \
-	  $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--markdown $(PAGE))
+	  $(if $(KEPT),--kept $(KEPT)) $(if $(ONLY),--only $(ONLY)) $(if $(PAGE),--markdown $(PAGE))
 
 $(VENV)/.installed-torch: $(VENV)/.installed-plot
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

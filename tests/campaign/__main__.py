@@ -1,12 +1,15 @@
 """`python -m campaign --minutes 10 --seed 0`: see the paragraph in CONTRIBUTING."""
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import pathlib
 import sys
 import time
+from typing import Any
 
+from campaign.kept import Kept
 from campaign.report import Report
 from campaign.work import work
 
@@ -29,6 +32,7 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.number, self.used, self.about = numbers[0], 0.0, ""
+        self.portions: list[Any] = []
 
     def seconds(self) -> float:
         """Of processor time, where the system tells; a loaded machine is no hang."""
@@ -45,15 +49,17 @@ class _Worker:
 
 
 def _campaign(arguments) -> Report:
-    report, number = Report(), arguments.first
+    report, kept = Report(), Kept(arguments.kept, arguments.seed)
+    for portions in kept.done.values():
+        for portion in portions:
+            report.add(portion)
+    left = (n for n in itertools.count(arguments.first) if n not in kept.done)
     end = time.monotonic() + 60 * arguments.minutes
     workers: list[_Worker] = []
     deaths = 0
 
     def fresh() -> _Worker:
-        nonlocal number
-        numbers = list(range(number, number + _STRUCTURES))
-        number += _STRUCTURES
+        numbers = list(itertools.islice(left, _STRUCTURES))
         return _Worker(arguments.seed, numbers, arguments.seconds)
 
     def enough() -> bool:
@@ -81,12 +87,14 @@ def _campaign(arguments) -> Report:
                     worker.process.join(5)
                     continue
                 if kind == "began":
-                    worker.number, worker.used = value, worker.seconds()
+                    worker.number, worker.used, worker.portions = value, worker.seconds(), []
                 elif kind == "portion":
                     deaths, worker.about, worker.used = 0, value.structure, worker.seconds()
+                    worker.portions.append(value)
                     for line in report.add(value):
                         print(line, flush=True)
                 elif kind == "done":
+                    kept.add(value, worker.portions)
                     print(f"# {report.counts['runs']} runs; {value}: {worker.about}", flush=True)
                 else:
                     worker.stop()
@@ -136,6 +144,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help="end after this many runs, too")
     parser.add_argument("--seconds", type=float, default=75, help="of a processor, per structure")
     parser.add_argument("--first", type=int, default=0, help="the first structure's number")
+    parser.add_argument("--kept", type=pathlib.Path, help="a file to keep runs in and go on from")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", help="one run or structure, as it is printed: 17.4 or 17")
     parser.add_argument("--markdown", type=pathlib.Path, help="a page to write the table into")
