@@ -18,6 +18,8 @@ __all__ = ["Batch", "run_structure"]
 # Runs are followed this many at a time, by one compilation for each way to follow them, until the
 # structure has had its seconds of processor time: large ones do not keep the campaign from others.
 _PORTION, _MOST = 16, 320
+# Fewer of those that take seconds each: more factor entries than this, by collocation.
+_DEAR, _DEAR_PORTION = 32, 4
 # Every so many runs the reference is itself checked, by another one.
 _CHECKED = 12
 
@@ -38,12 +40,18 @@ def run_structure(
 ) -> Iterator[Batch]:
     """Portions of its runs, as many as it has seconds for, or one run."""
     began = time.process_time()
-    first = 0
+    first, size = 0, _portion_size(of)
     while first < _MOST and (first == 0 or time.process_time() - began < seconds):
         batch = Batch(of)
-        _portion(seed, batch, range(first, first + _PORTION) if only is None else [only])
+        _portion(seed, batch, range(first, first + size) if only is None else [only])
         yield batch
-        first += _PORTION if only is None else _MOST
+        first += size if only is None else _MOST
+
+
+def _portion_size(of: Structure) -> int:
+    """How many runs are followed at a time."""
+    dear = of.numbers > _DEAR and of.dynamics in ("chosen", "radau")
+    return _DEAR_PORTION if dear else _PORTION
 
 
 def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
@@ -61,7 +69,7 @@ def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
 
 def _follow(batch: Batch, of: Structure, runs) -> None:
     try:
-        stacked = follow_certified([run.spec for run in runs], _PORTION, of.certify)
+        stacked = follow_certified([run.spec for run in runs], _portion_size(of), of.certify)
     except Exception as error:
         for run in runs:
             batch.raised[run.name] = f"{type(error).__name__}: {str(error)[:200]}"

@@ -1,6 +1,7 @@
 """Random runs: structures, which compile once, and many runs of each."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -37,6 +38,12 @@ class Structure:
     @property
     def square(self) -> bool:
         return self.shape[0] == self.shape[1]
+
+    @property
+    def numbers(self) -> int:
+        """In all factors."""
+        sizes = (self.shape[1], *self.hidden, self.shape[0])
+        return sum(a * b for a, b in itertools.pairwise(sizes))
 
     @property
     def descends(self) -> bool:
