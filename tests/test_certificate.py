@@ -448,6 +448,22 @@ def test_single_precision_is_judged_by_double_precision_from_the_same_start():
 
 
 @pytest.mark.x64
+def test_single_precision_says_where_it_stays_on_an_invariant_set():
+    places = [(i, j) for i in range(2) for j in range(2)]
+    problem, fz = ff.Completion((2, 2), places, [1.0, 0, 0, -1.0]), ff.DeepMatrix((2, 2), 2)
+    start = jnp.sqrt(jnp.diag(jnp.asarray([0.2, 0.1]))).astype("float32")
+    run = ff.simulate(
+        problem, fz, ff.GradientFlow("Tsit5"), (start, start), observe=ff.AtTimes([1.0, 5.0]),
+        stop=ff.Stop(max_time=5.0), measures=["entry[0,0]"], certify="full",
+    )  # fmt: skip
+    # s' = 2 s (1 - s), in closed form.
+    growth = 0.2 * np.exp([2.0, 10.0])
+    np.testing.assert_allclose(run.measures["entry[0,0]"], growth / (0.8 + growth), rtol=1e-3)
+    assert run.certificate.trusted.all()
+    assert run.certificate.on_invariant_set.all()
+
+
+@pytest.mark.x64
 @pytest.mark.parametrize("seed", [4, 5, 6])
 def test_single_precision_tosses_no_sign_of_a_zero(seed):
     """The second hidden unit is three times the first, exactly and so for ever: of rank one."""

@@ -24,6 +24,15 @@ gc.callbacks.append(callback)
 ready()
 gc.collect()
 time.sleep(60)""",
+    # As an extension that catches what is raised while it is initialized.
+    "within the import of a module": """
+import pathlib, tempfile
+folder = tempfile.mkdtemp()
+text = "import sys, time\\ntry: print('ready', flush=True); time.sleep(60)\\n"
+text += "except BaseException: sys.exit(2)"
+pathlib.Path(folder, "slow_to_import.py").write_text(text)
+sys.path.insert(0, folder)
+import slow_to_import""",
     "caught again and again": """
 while True:
     try:

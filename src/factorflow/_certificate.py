@@ -65,7 +65,7 @@ class Certificate(eqx.Module):
         most measures are.
     - `on_invariant_set`: a flag per row: it lies, as its start does, on a set that the exact flow
         never leaves, such as symmetric products, but from which a perturbation of the size of
-        rounding leads elsewhere.
+        rounding leads elsewhere, or was not tried: explicit runs in single precision.
     - `contradicted`: a flag per row: whether an invariant of gradient flow is violated there, so
         that the row cannot be gradient flow.
     - `doubts`: a name per row: why it is not trusted, or `"none"`.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from factorflow._companions import Companion, afterwards, at_once, once_more
+from factorflow._companions import Companion, afterwards, at_once, once_more, starts_alike
 from factorflow._compare import Comparison, Lane, compare, settle
 from factorflow._evidence import Agreement, agreement, judge
 from factorflow._follow import follow
@@ -24,7 +24,9 @@ Certify = Literal["cheap", "full"]
 CERTIFY = ("cheap", "full")
 
 
-def follow_certified(specs: Sequence[RunSpec], width: int, certify: str = "cheap") -> Trajectory:
+def follow_certified(
+    specs: Sequence[RunSpec], width: int = 2, certify: str = "cheap"
+) -> Trajectory:
     """Runs of one structure with their certificates, stacked on a leading axis.
 
     Companions of the same structure are further lanes of the same batch; others are batches of
@@ -42,6 +44,9 @@ def follow_certified(specs: Sequence[RunSpec], width: int, certify: str = "cheap
     for own, found in zip(compared, _compare_all(specs, runs, late, width), strict=True):
         own.extend(found)
     compared, kept = _second_look(specs, runs, compared, width, certify)
+    kept = [
+        rows | _untried(spec, own) for rows, spec, own in zip(kept, specs, compared, strict=True)
+    ]
     certificates = [judge(*parts) for parts in zip(specs, runs, compared, kept, strict=True)]
     trajectory = jax.tree.map(lambda *leaves: np.stack(leaves), *[run.trajectory for run in runs])
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *certificates)
@@ -84,6 +89,12 @@ def _second_look(
         settled[i] = [comparison for comparison, _ in pairs]
         kept[i] = np.any([rows for _, rows in pairs], axis=0)
     return settled, kept
+
+
+def _untried(spec: RunSpec, comparisons: list[Comparison]) -> Any:
+    """Rows on an invariant set of which nothing says whether rounding would lead off it."""
+    beside = [found.on_a_set for found in comparisons if found.kind != "flow_error"]
+    return np.all(beside, axis=0) if beside and starts_alike(spec) else False
 
 
 def _confirmed(spec: RunSpec, run: Lane, comparisons: list[Comparison]) -> bool:

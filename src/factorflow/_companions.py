@@ -24,7 +24,7 @@ from factorflow._observe import Stop
 from factorflow._results import result_name
 from factorflow._spec import RunSpec, as_arrays
 
-__all__ = ["Companion", "SecondLook", "afterwards", "at_once", "once_more"]
+__all__ = ["Companion", "SecondLook", "afterwards", "at_once", "once_more", "starts_alike"]
 
 # The flow beside a descent needs hundreds of steps; a stalled one must end all the same. Other
 # companions get this many times the steps of the run, for smaller ones of their own.
@@ -91,6 +91,15 @@ def once_more(spec: RunSpec, run: Lane, certify: str) -> SecondLook:
     )
 
 
+def starts_alike(spec: RunSpec) -> bool:
+    """Whether companions of the run's own dynamics start where the run does.
+
+    In single precision they do, where there is one in double precision: it shows what rounding has
+    decided.
+    """
+    return spec.dynamics.companion() is None and not _is_double(spec)
+
+
 def _is_early(spec: RunSpec) -> bool:
     """Whether its companions need not know where its rows are."""
     return spec.dynamics.companion() is not None and spec.observed_at not in ("step", "end")
@@ -121,11 +130,7 @@ def _beside(companion: Companion, seed: int | None) -> list[Companion]:
 
 
 def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Companion, int | None]]:
-    """Companions from the run's own start, each with the seed of its perturbation.
-
-    Where there is one in double precision, those in single precision need no perturbation: it shows
-    what rounding has decided.
-    """
+    """Companions from the run's own start, each with the seed of its perturbation, if any."""
     dynamics: Any = spec.dynamics
     cheap = dynamics.companion()
     if cheap is not None:
@@ -136,8 +141,7 @@ def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Compa
         return []
     refined = refined.resolving(spec.factorization, spec.factors)
     observed = _at_rows(_with(spec, refined), run)
-    single = not _is_double(spec)
-    seed = None if single else _FIRST
+    seed = None if starts_alike(spec) else _FIRST
     found: list[tuple[Companion, int | None]] = []
     if isinstance(dynamics, GradientDescent):
         found.append((Companion("companion_error", _twice_the_steps(observed)), seed))
@@ -148,7 +152,7 @@ def _of(spec: RunSpec, run: Lane, certify: str, finer: bool) -> list[tuple[Compa
     else:
         found.append((Companion("companion_error", observed), seed))
         observed = _with(observed, dynamics)
-    if single:
+    if not _is_double(spec):
         found.append((Companion("wider_dtype_error", _wider(observed)), None))
     return found
 

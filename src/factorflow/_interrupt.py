@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 __all__ = ["Cancelled", "cancellable", "check", "forced", "guarded", "saving"]
 
@@ -42,7 +43,8 @@ def forced() -> None:
 def guarded(leave: Callable[[], object] = forced) -> Iterator[None]:
     """Within this block Ctrl-C is obeyed within a second, whatever the main thread is doing.
 
-    `KeyboardInterrupt` is raised as always. Where it is swallowed it is raised again; where it is
+    `KeyboardInterrupt` is raised as always, but not through a module that is being imported: an
+    extension would print it, or crash. Where it is swallowed it is raised again; where it is
     not raised, or does not end the block, a thread calls `leave`, which ends the process. A second
     Ctrl-C ends it at once. For programs, such as the command line, and not for libraries. Does
     nothing outside the main thread, or where SIGINT is ignored, as in background jobs of a shell.
@@ -59,7 +61,13 @@ def guarded(leave: Callable[[], object] = forced) -> Iterator[None]:
         target=_watch, args=(ears, swallowed, leave), name="ctrl-c", daemon=True
     )
     watch.start()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def obey(signum: int, frame: FrameType | None) -> None:
+        if not _saving and _is_imported(frame):
+            leave()
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGINT, obey)
     wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     hook, sys.unraisablehook = sys.unraisablehook, _noticed(sys.unraisablehook, swallowed)
     try:
@@ -73,6 +81,15 @@ def guarded(leave: Callable[[], object] = forced) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         # The thread reads the end of the stream, and ends.
         mouth.close()
+
+
+def _is_imported(frame: FrameType | None) -> bool:
+    """Whether the main thread is within the import of a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(ears: socket.socket, swallowed: threading.Event, leave: Callable[[], object]) -> None:

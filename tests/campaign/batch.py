@@ -9,7 +9,7 @@ import numpy as np
 
 from campaign.draw import Structure, draw_run
 from campaign.judge import Judgement, judge
-from campaign.truth import truths
+from campaign.truth import parting, truths
 from factorflow._certify import follow_certified
 from factorflow._spec import structure
 
@@ -67,6 +67,12 @@ def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
         _follow(batch, of, runs)
 
 
+def _last(truth, wanted, kind: str) -> float:
+    """The time of the last row."""
+    times = truth.rows.times[truth.rows.reached] if kind == "loss" else wanted
+    return float(np.max(times, initial=0.0))
+
+
 def _follow(batch: Batch, of: Structure, runs) -> None:
     try:
         stacked = follow_certified([run.spec for run in runs], _portion_size(of), of.certify)
@@ -109,4 +115,9 @@ def _follow(batch: Batch, of: Structure, runs) -> None:
         second = truths(pick[0], kind, pick[1], [1.1 * t for t in pick[2]], second=True)
         for i, other in zip(again, second, strict=True):
             judged[i] = judge(runs[i], lanes[i], first[i], other, kind, asked[i], full)
+    wrong = [i for i in again if judged[i].false_trusts]
+    if wrong:
+        latest = [_last(first[i], wanted[i], kind) for i in wrong]
+        for i, time in zip(wrong, parting([specs[i] for i in wrong], latest), strict=True):
+            judged[i].forget_after(time)
     batch.judgements += judged

@@ -26,6 +26,8 @@ class Row:
     promised: tuple[str, ...]
     errors: dict[str, float]
     known: bool
+    # Of the exact flow, where it was there.
+    time: float
     why: str = ""
 
     @property
@@ -53,6 +55,12 @@ class Judgement:
     steps: int
     # Whether every companion there is was asked for.
     full: bool
+
+    def forget_after(self, time: float) -> None:
+        """Nothing is known from where two references part."""
+        for row in self.rows:
+            if not row.time < time:
+                row.known, row.why = False, f"references part at {time:.4g}"
 
     @property
     def asked(self) -> list[Row]:
@@ -120,8 +128,15 @@ def judge(run, lane, truth: Truth, second: Truth | None, kind: str, asked, full)
         if kind == "loss" and descends and "loss" in promised:
             # The first step at or below the level, which says itself how far below.
             promised.remove("loss")
+        time = lane.times[index] if kind != "loss" else truth.rows.times[position]
         row = Row(
-            int(index), bool(trusted[index]), certificate.doubts[index], tuple(promised), {}, True
+            int(index),
+            bool(trusted[index]),
+            certificate.doubts[index],
+            tuple(promised),
+            {},
+            True,
+            float(time) if truth.rows.reached[position] else np.inf,
         )
         rows.append(row)
         flow = truth.rows

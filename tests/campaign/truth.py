@@ -5,11 +5,16 @@ import itertools
 
 import numpy as np
 
-from campaign.exact.balance import balanced, exact_rank, log_singular_values
+from campaign.exact.balance import (
+    balanced,
+    exact_rank,
+    exactly_balanced,
+    log_singular_values,
+)
 from campaign.exact.measures import product_of
 from campaign.exact.runs import Problem, Rows, follow
 
-__all__ = ["Truth", "exact_start", "problem_of", "truths"]
+__all__ = ["Truth", "exact_start", "parting", "problem_of", "truths"]
 
 # Gaps up to this multiple of the rounding of squared factors count as balanced, and such starts
 # stand for the exactly balanced ones of the same product: what `GradientFlow` documents.
@@ -18,6 +23,9 @@ _BALANCE_ULPS = 1e2
 _BUDGET = 2.5e8
 # Below this share of the largest, singular values of a start are the rounding of 32 digits.
 _RANK = 1e-28
+# Instants at which two references are compared on their way, and how far apart they may be, as a
+# share of the largest entry: where they leave an invariant set a fifth of the time is between them.
+_INSTANTS, _EARLIEST, _APART = 80, 1e-4, 1e-2
 # A second reference starts this far away, relatively, and takes other steps.
 _NUDGE = 1e-26
 
@@ -62,6 +70,8 @@ def exact_start(factors, eps: float):
     product = product_of(given)
     logs = log_singular_values(product)
     rank = int(np.sum(logs[0] - logs < -np.log(_RANK)))
+    if exactly_balanced(doubles):
+        return given, True, rank
     return balanced(product, widths, exact_rank(doubles)), True, rank
 
 
@@ -83,3 +93,24 @@ def truths(specs, kind: str, levels, latest, second: bool = False, seed: int = 0
     options = {"order": 30, "tolerance": 1e-30} if second else {}
     found = follow(problems, list(starts), kind, levels, latest, most, **options)
     return [Truth(*parts) for parts in zip(found, flags, problems, ranks, strict=True)]
+
+
+def parting(specs, latest) -> list[float]:
+    """Per run the first time at which two references are apart; infinite if not until `latest`.
+
+    32 digits too take a flow off an invariant set, after ln(1e32) units of its time, and references
+    that both left one arrive together where the exact flow never goes.
+    """
+    instants = [max(t, 1e-300) * np.geomspace(_EARLIEST, 1, _INSTANTS) for t in latest]
+    beyond = [1.1 * times[-1] for times in instants]
+    one, two = (truths(specs, "time", instants, beyond, second=second) for second in (False, True))
+    found = []
+    for a, b, times in zip(one, two, instants, strict=True):
+        found.append(np.inf)
+        both = a.rows.reached & b.rows.reached
+        for i in np.flatnonzero(both):
+            here, there = (product_of(truth.rows.factors[i])[0] for truth in (a, b))
+            if np.max(np.abs(here - there)) > _APART * np.max(np.abs(here)):
+                found[-1] = times[i]
+                break
+    return found

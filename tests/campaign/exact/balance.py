@@ -1,5 +1,6 @@
 """Singular values and balanced factors in double-double, by one-sided Jacobi rotations."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +8,7 @@ from numba import njit
 
 from campaign.exact.arithmetic import add, div, mul, root, scale, two_sum
 
-__all__ = ["balanced", "exact_rank", "log_singular_values", "multiply"]
+__all__ = ["balanced", "exact_rank", "exactly_balanced", "log_singular_values", "multiply"]
 
 
 @njit(cache=True)
@@ -140,11 +141,25 @@ def _power_root(sh, sl, depth):
     return two_sum(x, x * (rh / (depth * sh)))
 
 
+def _fractions(factor) -> np.ndarray:
+    return np.vectorize(Fraction, otypes=[object])(np.asarray(factor, float))
+
+
+def exactly_balanced(factors) -> bool:
+    """Whether these doubles are balanced to the last digit, as factors that mirror each other are.
+
+    Such factors are followed as they are: anew from their product they would be balanced to 32
+    digits, and in time cross a zero that they only approach.
+    """
+    exact = [_fractions(factor) for factor in factors]
+    return all(bool(np.all(b.T @ b == a @ a.T)) for a, b in itertools.pairwise(exact))
+
+
 def exact_rank(factors) -> int:
     """The rank of the product of these doubles in exact arithmetic."""
     product = None
     for factor in factors:
-        exact = np.vectorize(Fraction, otypes=[object])(np.asarray(factor, float))
+        exact = _fractions(factor)
         product = exact if product is None else exact @ product
     left, rank = product, 0
     while left.size and np.any(left != 0):
