@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with safe_streams() as streams:
         with guarded(ending.interrupted):
             status = ending.of(arguments)
+        if not guest and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # All is done but Python's own end, which would print where it was interrupted.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         status = ending.after_printing(status, streams)
         others = set(threading.enumerate()) - {threading.main_thread()}
         if status and not guest and any(not thread.daemon for thread in others):
