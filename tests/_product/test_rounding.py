@@ -93,3 +93,12 @@ def test_a_factor_that_is_not_the_product_is_rounded_with_it(dtype):
         separate = product.factorization.__class__ is _Square
         changed = np.asarray(product.rounded(Rounding(size, 1, separate)).dense())
         assert abs(changed[0, 1]) > 1e-6
+
+
+def test_singular_values_of_a_single_factor_are_known_beside_the_largest_only(dtype):
+    """Its entries are known each to its own digits, but what computes from all of them rounds."""
+    matrix = jnp.asarray([[0.7, 1e-9, 0.0], [2e-9, 3e-9, 0.0]], dtype)
+    product = Factored(ff.DeepMatrix((2, 3), depth=1), (matrix,))
+    rounded = product.rounded(Rounding(jnp.asarray(1e-6, dtype), 1, True))
+    np.testing.assert_allclose(rounded.dense(), matrix, rtol=2e-6)
+    assert abs(rounded.singular_values()[1] / product.singular_values()[1] - 1) > 1

@@ -33,7 +33,9 @@ class Factored(AbstractProduct):
 
     def dense(self) -> FloatArray:
         composed = self.factorization.compose(self.factors)
-        return composed if self.rounding is None else self.rounding.of(composed, 1)
+        if self.rounding is None or self._is_separate(self.rounding):
+            return composed
+        return self.rounding.of(composed, 1)
 
     def at(self, indices) -> FloatArray:
         return self.factorization.entries(self.factors, indices)
@@ -48,18 +50,21 @@ class Factored(AbstractProduct):
         return log_determinant(self._chain())
 
     def rounded(self, rounding: Rounding) -> "Factored":
-        leaves, structure = jax.tree.flatten(self.factors)
-        if rounding.separate and len(leaves) == 1 and self._is(leaves[0]):
-            # No entry rounds another.
-            factors = jax.tree.unflatten(structure, [rounding.of(leaves[0], 1, entrywise=True)])
-            return dataclasses.replace(self, factors=factors)
-        moved = super().rounded(rounding)
-        assert isinstance(moved, Factored)
-        return dataclasses.replace(moved, rounding=rounding)
+        if not self._is_separate(rounding):
+            moved = super().rounded(rounding)
+            assert isinstance(moved, Factored)
+            return dataclasses.replace(moved, rounding=rounding)
+        rounded = jax.tree.map(lambda leaf: rounding.of(leaf, 1, entrywise=True), self.factors)
+        # Singular values are computed from all entries together, and known beside the largest.
+        return dataclasses.replace(self, factors=rounded, rounding=rounding)
 
-    def _is(self, factor: FloatArray) -> bool:
+    def _is_separate(self, rounding: Rounding) -> bool:
+        """Whether no entry rounds another: there is one factor, and the loss keeps them apart."""
+        leaves = jax.tree.leaves(self.factors)
+        if not rounding.separate or len(leaves) != 1:
+            return False
         chain = self._chain()
-        return len(chain) == 1 and chain[0] is factor
+        return len(chain) == 1 and chain[0] is leaves[0]
 
     def _chain(self) -> tuple[FloatArray, ...]:
         return self.factorization.matrix_chain(self.factors)
