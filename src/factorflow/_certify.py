@@ -44,10 +44,15 @@ def follow_certified(
     for own, found in zip(compared, _compare_all(specs, runs, late, width), strict=True):
         own.extend(found)
     compared, kept = _second_look(specs, runs, compared, width, certify)
-    kept = [
-        rows | _untried(spec, own) for rows, spec, own in zip(kept, specs, compared, strict=True)
-    ]
     certificates = [judge(*parts) for parts in zip(specs, runs, compared, kept, strict=True)]
+    stayed = [
+        (rows | _untried(spec, own)) & run.trajectory.reached
+        for rows, spec, own, run in zip(kept, specs, compared, runs, strict=True)
+    ]
+    certificates = [
+        eqx.tree_at(lambda c: c.on_invariant_set, one, rows)
+        for one, rows in zip(certificates, stayed, strict=True)
+    ]
     trajectory = jax.tree.map(lambda *leaves: np.stack(leaves), *[run.trajectory for run in runs])
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *certificates)
     return eqx.tree_at(lambda t: t.certificate, trajectory, stacked)

@@ -23,7 +23,7 @@ def one_blas_thread() -> Iterator[None]:
 
     Systems here have up to a few hundred unknowns, for which a second thread gains nothing. Where
     its core is busy the first one waits for it at every step: a system of 336 then takes 63 ms
-    instead of 2.5. And what is computed no longer depends on how many cores there are.
+    instead of 2.5. And what LAPACK computes no longer depends on how many cores there are.
     """
     global _inside, _limit
     with _lock:

@@ -67,12 +67,6 @@ def _portion(seed: int, batch: Batch, indices: Iterable[int]) -> None:
         _follow(batch, of, runs)
 
 
-def _last(truth, wanted, kind: str) -> float:
-    """The time of the last row."""
-    times = truth.rows.times[truth.rows.reached] if kind == "loss" else wanted
-    return float(np.max(times, initial=0.0))
-
-
 def _follow(batch: Batch, of: Structure, runs) -> None:
     try:
         stacked = follow_certified([run.spec for run in runs], _portion_size(of), of.certify)
@@ -117,7 +111,7 @@ def _follow(batch: Batch, of: Structure, runs) -> None:
             judged[i] = judge(runs[i], lanes[i], first[i], other, kind, asked[i], full)
     wrong = [i for i in again if judged[i].false_trusts]
     if wrong:
-        latest = [_last(first[i], wanted[i], kind) for i in wrong]
-        for i, time in zip(wrong, parting([specs[i] for i in wrong], latest), strict=True):
+        parted = parting([specs[i] for i in wrong], [latest[i] for i in wrong])
+        for i, time in zip(wrong, parted, strict=True):
             judged[i].forget_after(time)
     batch.judgements += judged

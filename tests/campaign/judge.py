@@ -57,9 +57,9 @@ class Judgement:
     full: bool
 
     def forget_after(self, time: float) -> None:
-        """Nothing is known from where two references part."""
+        """Nothing is known from where two references part; infinite where they do not."""
         for row in self.rows:
-            if not row.time < time:
+            if np.isfinite(time) and row.time >= time:
                 row.known, row.why = False, f"references part at {time:.4g}"
 
     @property
